@@ -28,6 +28,7 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)?\s*$")
 _UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 _UNITS |= {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_HOST = re.compile(r"^(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*)$")
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_.-]{0,63}$")
 
 
@@ -106,6 +107,14 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _hosts(value: object) -> tuple[str, ...]:
+    """Names or addresses as a Host header holds them, without port, in lower case."""
+    hosts = tuple(host.strip("[]").lower().rstrip(".") for host in _texts(value))
+    if not all(_HOST.match(host) for host in hosts):
+        raise ValueError('must be host names or addresses without port, such as "ai.home.lan"')
+    return hosts
+
+
 def _bind(value: object) -> str:
     text = _text(value).strip("[]")
     if text in ("loopback", "lan"):
@@ -172,10 +181,9 @@ def _secrets(value: object) -> tuple[Secret, ...]:
 
 def _full_ids(value: object) -> tuple[str, ...]:
     ids = _texts(value)
-    for one in ids:
-        provider, _, model = one.partition("/")
-        if not provider or not model:
-            raise ValueError(f'"{one}" must be a full id, provider/model')
+    split = [one.partition("/") for one in ids]
+    if not ids or not all(provider and model for provider, _, model in split):
+        raise ValueError("must be a list of full ids, provider/model")
     if len(set(ids)) != len(ids):
         raise ValueError("names a deployment twice")
     return ids
@@ -194,7 +202,7 @@ class ServerConfig:
     bind: str = _key("loopback", _bind, '"loopback", "lan" (every address) or one IP address')
     port: int = _key(PORT, _whole(0, 65535), "TCP port; 0 takes any free one")
     tls: TLS = _key(TLS(), _tls, '"off", "auto" (own certificate) or { cert, key } files')
-    public_hosts: tuple[str, ...] = _key((), _texts, "further Host names to answer to")
+    public_hosts: tuple[str, ...] = _key((), _hosts, "further Host names to answer to")
     drain_s: float = _key(30.0, _seconds(0, 3600), "how long running answers may finish at stop")
 
 
@@ -268,7 +276,10 @@ class Config:
     path: Path
     found: bool = False
     state: Path
-    proxies: Mapping[str, str] = field(default_factory=dict)
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Where a section's key got its value: {"server.port": "OPENBR_SERVER__PORT"}; the file's
+    path for the file, the flag for the command line; a key that is not here has its default."""
 
     @property
     def store_path(self) -> Path:
@@ -310,9 +321,15 @@ _IDENTITY = {"providers": "name", "routes": "model"}
 
 
 def _folder(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
-    base = environ.get(variable)
-    home = Path(environ.get("HOME") or Path.home())
-    return (Path(base) if base else home / fallback) / "openbr"
+    if base := environ.get(variable):
+        return Path(base).absolute() / "openbr"
+    try:
+        home = Path(environ.get("HOME") or Path.home())
+    except RuntimeError as exc:  # no HOME, and no such user in the user database
+        raise ConfigError(
+            "this user has no home folder; set OPENBR_CONFIG to a file and OPENBR_STATE to a folder"
+        ) from exc
+    return home.absolute() / fallback / "openbr"
 
 
 class _Reader:
@@ -322,17 +339,20 @@ class _Reader:
         self.path = path
         self.environ = environ
         self.text = ""
+        self.origins: dict[str, str] = {}
 
     def read(self, asked: bool, overrides: Mapping[str, object]) -> Config:
         found = True
         try:
-            self.text = self.path.read_text(encoding="utf-8")
+            self.text = self.path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             found = False
             if asked:
                 raise ConfigError(f"{self.path}: no such config file") from None
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{self.path}: cannot be read: {exc}") from exc
+        except OSError as exc:
+            raise ConfigError(f"{self.path}: cannot be read: {exc.strerror}") from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError(f"{self.path}: cannot be read: not UTF-8 ({exc.reason})") from exc
         try:
             tree = tomllib.loads(self.text)
         except tomllib.TOMLDecodeError as exc:
@@ -345,13 +365,14 @@ class _Reader:
         state = self.environ.get("OPENBR_STATE")
         return Config(
             **sections,
-            **tables,
+            **tables,  # type: ignore[arg-type]  # the tables above pair names and types
             path=self.path,
             found=found,
-            state=Path(state)
+            state=Path(state).absolute()
             if state
             else _folder(self.environ, "XDG_STATE_HOME", ".local/state"),
             proxies=_proxies(self.environ),
+            origins=self.origins,
         )
 
     def _section(self, name: str, table: object, overrides: Mapping[str, object]) -> Any:
@@ -365,12 +386,17 @@ class _Reader:
             variable = f"OPENBR_{name}__{f.name}".upper()
             if f"{name}.{f.name}" in overrides:
                 value = overrides[f"{name}.{f.name}"]
-                flag = "--" + f.name.replace("_", "-")
-                values[f.name] = self._parse(parse, value, flag)
+                origin = "--" + f.name.replace("_", "-")
+                values[f.name] = self._parse(parse, value, origin)
             elif variable in self.environ:
-                values[f.name] = self._parse(parse, self.environ[variable], variable)
+                origin = variable
+                values[f.name] = self._parse(parse, self.environ[variable], origin)
             elif f.name in table:
+                origin = str(self.path)
                 values[f.name] = self._value(parse, table[f.name], name, f.name)
+            else:
+                continue
+            self.origins[f"{name}.{f.name}"] = origin
         return kind(**values)
 
     def _tables(self, name: str, rows: object) -> tuple[Any, ...]:
@@ -378,22 +404,22 @@ class _Reader:
             self._fail(name, None, rows, f"must be tables: [[{name}]]")
         kind, identity = TABLES[name], _IDENTITY[name]
         made: list[Any] = []
-        for row in rows:
-            self._refuse_unknown(row, [f.name for f in fields(kind)], name)
+        for number, row in enumerate(rows):
+            self._refuse_unknown(row, [f.name for f in fields(kind)], name, number)
             values = {}
             for f in fields(kind):
                 if f.name in row:
-                    values[f.name] = self._value(f.metadata["parse"], row[f.name], name, f.name)
-                elif f.default is not MISSING:
-                    continue
-                else:
-                    self._fail(name, f.name, None, "is missing in one of these tables")
+                    parse, value = f.metadata["parse"], row[f.name]
+                    values[f.name] = self._value(parse, value, name, f.name, number)
+                elif f.default is MISSING:
+                    self._fail(name, f.name, None, "is missing in this table", number)
             record = kind(**values)
             key = getattr(record, identity)
             if any(getattr(other, identity) == key for other in made):
-                self._fail(name, identity, key, "is there twice")
+                self._fail(name, identity, key, "is there twice", number)
             if name == "providers" and key == "local":
-                self._fail(name, identity, key, "is the name of the built-in local models")
+                reason = "is the name of the built-in local models"
+                self._fail(name, identity, key, reason, number)
             made.append(record)
         return tuple(made)
 
@@ -401,22 +427,25 @@ class _Reader:
         self, providers: tuple[ProviderConfig, ...], routes: tuple[RouteConfig, ...]
     ) -> None:
         names = ["local", *(p.name for p in providers)]
-        for route in routes:
+        for number, route in enumerate(routes):
             for deployment in route.deployments:
                 provider = deployment.partition("/")[0]
                 if provider not in names:
-                    self._fail(
-                        "routes",
-                        "deployments",
-                        deployment,
-                        f'names no provider of this file{_nearest(provider, names)}',
-                    )
+                    reason = f"names no provider of this file{_nearest(provider, names)}"
+                    self._fail("routes", "deployments", deployment, reason, number)
 
-    def _value(self, parse: Callable[[object], Any], value: object, section: str, key: str) -> Any:
+    def _value(
+        self,
+        parse: Callable[[object], Any],
+        value: object,
+        section: str,
+        key: str,
+        row: int | None = None,
+    ) -> Any:
         try:
             return parse(self._expand(value))
         except ValueError as exc:
-            self._fail(section, key, value, str(exc), hide=key == "api_key")
+            self._fail(section, key, value, str(exc), row)
 
     def _parse(self, parse: Callable[[object], Any], value: object, origin: str) -> Any:
         try:
@@ -427,6 +456,8 @@ class _Reader:
     def _expand(self, value: object) -> object:
         if isinstance(value, list):
             return [self._expand(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._expand(item) for key, item in value.items()}
         if not isinstance(value, str):
             return value
 
@@ -439,39 +470,70 @@ class _Reader:
         return _VARIABLE.sub(one, value)
 
     def _check_environment(self) -> None:
-        known = {f"OPENBR_{s}__{f.name}".upper() for s, kind in SECTIONS.items() for f in fields(kind)}
+        known = {
+            f"OPENBR_{s}__{f.name}".upper() for s, kind in SECTIONS.items() for f in fields(kind)
+        }
+        slips = {name.replace("__", "_") for name in known}
         for name in self.environ:
-            if _ENV_KEY.match(name) and name not in known:
+            if name in slips or (_ENV_KEY.match(name) and name not in known):
                 raise ConfigError(
                     f"{name}: no such key in the environment{_nearest(name, sorted(known))}"
                 )
 
-    def _refuse_unknown(self, table: Mapping[str, object], known: list[str], section: str) -> None:
+    def _refuse_unknown(
+        self, table: Mapping[str, object], known: list[str], section: str, row: int | None = None
+    ) -> None:
         for key in table:
             if key not in known:
-                self._fail(section, key, None, f"no such key{_nearest(key, known)}")
+                self._fail(section, key, None, f"no such key{_nearest(key, known)}", row)
 
     def _fail(
-        self, section: str, key: str | None, value: object, reason: str, *, hide: bool = False
+        self, section: str, key: str | None, value: object, reason: str, row: int | None = None
     ) -> NoReturn:
         dotted = ".".join(part for part in (section, key) if part)
-        shown = f" = {value!r}" if value is not None and not hide else ""
-        raise ConfigError(f"{self.path}{self._line(section, key, value)}: {dotted}{shown}: {reason}")
+        shown = f" = {value!r}" if _is_showable(key, value) else ""
+        line = self._line(section, key, value, row)
+        raise ConfigError(f"{self.path}{line}: {dotted}{shown}: {reason}")
 
-    def _line(self, section: str, key: str | None, value: object) -> str:
-        """":12" when the key can be found by reading the text again, else nothing."""
-        here, best = "", None
+    def _line(self, section: str, key: str | None, value: object, row: int | None) -> str:
+        """ ":12" when the key can be found by reading the text again, else nothing.
+
+        The row-th [[section]] is meant; a key that is missing there gives the line of its head.
+        """
+        here, seen, inside, best = "", -1, False, ""
+        outside = {f"{section}.{key}", section or key}  # as a key above all [heads]
         for number, line in enumerate(self.text.splitlines(), 1):
-            head = re.match(r"\s*\[\[?\s*([^\]\s]+)\s*\]", line)
-            if head:
-                here = head[1]
-                if here == section and key is None or (not section and here == key):
-                    return f":{number}"
-            elif here == section and key and re.match(rf'\s*"?{re.escape(key)}"?\s*=', line):
-                if value is None or not isinstance(value, str) or value in line:
-                    return f":{number}"
-                best = best or f":{number}"
-        return best or ""
+            if head := re.match(r"\s*\[\[?\s*([^\]\s]+)\s*\]", line):
+                here, inside = head[1], False
+                seen += here == section
+                found = here == section and row in (None, seen) and not best
+                if found or (not section and here == key):
+                    best = f":{number}"
+                    if key is None or not section:
+                        return best
+            elif start := re.match(r"\s*([\w.\"' -]+?)\s*=", line):
+                name = re.sub(r"[\"' ]", "", start[1])
+                in_table = here == section and row in (None, seen)
+                inside = name == key if in_table and here else not here and name in outside
+                best = f":{number}" if inside else best
+            if inside and (not isinstance(value, str) or value in line):
+                return f":{number}"
+        return best
+
+
+def _is_showable(key: str | None, value: object) -> bool:
+    """Whether a refused value may stand in a message, as written, before ${NAME} is replaced.
+
+    Not if it may hold a credential: an api_key, a whole table that may hold one, an address with a
+    password or a query.
+    """
+    if key is None or key == "api_key":
+        return False
+    if isinstance(value, list):
+        return all(isinstance(item, str) and _is_showable(key, item) for item in value)
+    if isinstance(value, str):
+        return not ("://" in value and any(c in value for c in "@?#"))
+    return isinstance(value, (int, float))
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -495,11 +557,11 @@ def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def load_native_flags(environ: Mapping[str, str] | None = None) -> NativeFlags:
-    """The flags of the native layer. Unset means the default; "false", "0", "no", "off" are false."""
+    """The flags of the native layer. Unset or empty is the default; false, 0, no, off are false."""
     environ = os.environ if environ is None else environ
     values = {
-        f.name: environ[f.name].strip().lower() not in ("false", "0", "no", "off", "")
+        f.name: environ[f.name].strip().lower() not in ("false", "0", "no", "off")
         for f in fields(NativeFlags)
-        if f.name in environ
+        if environ.get(f.name, "").strip()
     }
     return NativeFlags(**values)

@@ -9,7 +9,7 @@ whether a failure may be retried or stepped around are facts of the class.
         InvalidRequestError 400       AuthenticationError 401     ForbiddenError 403
         UnknownModelError 404         NotFoundError 404           MethodNotAllowedError 405
         TooLargeError 413             UnsupportedEncodingError 415  WrongHostError 421
-        QuotaExceededError 429
+        RateLimitedError 429          QuotaExceededError 429
       UpstreamError                 the provider's: provider, upstream_status
         UpstreamUnavailableError 502  retryable, fallback: refused, reset, DNS, 5xx
         UpstreamTimeoutError 504      retryable, fallback
@@ -108,6 +108,12 @@ class UnsupportedEncodingError(RequestError):
 class WrongHostError(RequestError):
     status = 421
     code = "wrong_host"
+
+
+class RateLimitedError(RequestError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class QuotaExceededError(RequestError):

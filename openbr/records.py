@@ -132,6 +132,14 @@ class InUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Who is to be asked, best first, never empty; and why the first one is not the preferred."""
+
+    deployments: tuple[Deployment, ...]
+    fallback: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Tokens of one completion, as the provider counted them."""
 

@@ -1,0 +1,74 @@
+# The commands of the README. GNU make 3.81 or newer; Linux and macOS.
+#   make run ARGS="--port 8080"      make test ARGS="-k upstream"      make test PYTHON=python3.13
+
+PYTHON ?= python3
+VENV   ?= .venv
+python := $(VENV)/bin/python
+# Where there is a C compiler, tests must find compiled modules; OPENBR_PURE=1 builds none.
+cc     := $(if $(OPENBR_PURE),,$(shell command -v cc || command -v gcc || command -v clang))
+stubs  := $(patsubst openbr/_native/%.pyi,openbr._native.%,$(wildcard openbr/_native/*.pyi))
+
+.PHONY: help run test test-pure check build bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run        install what is missing, start the gateway (ARGS=... are its flags)"
+	@echo "make test       install what tests need, run them all (ARGS=... go to pytest)"
+	@echo "make test-pure  the same tests without any compiled module"
+	@echo "make check      ruff, mypy --strict, stubtest"
+	@echo "make build      the wheel, in dist/"
+	@echo "make bench      measure, and compare with other ways (ARGS=... go to bench/run.py)"
+	@echo "make docs       write docs/configuration.md anew from the code"
+	@echo "make clean      remove all that these commands made in this folder"
+
+# One stamp for openbr itself, one for each extra. They go stale with what they are made from.
+$(VENV)/openbr.stamp: pyproject.toml setup.py tools/venv.py $(wildcard openbr/_native/*.pyx openbr/_native/*.pxd)
+	@$(PYTHON) tools/venv.py $(VENV)
+	@touch $@
+
+$(VENV)/%.stamp: $(VENV)/openbr.stamp pyproject.toml
+	@$(PYTHON) tools/venv.py $(VENV) $*
+	@touch $@
+
+# What is fetched rather than installed. Without a network openbr still runs, and says what is missing.
+define fetch
+@$(python) tools/assets.py || echo "openbr: going on without the browser-side files" >&2
+@$(python) tools/locale.py compile
+@$(python) -m openbr models pull || echo "openbr: going on without the local model" >&2
+endef
+
+run: $(VENV)/openbr.stamp
+	$(fetch)
+	@exec $(python) -m openbr run $(ARGS)
+
+test: $(VENV)/openbr.stamp $(VENV)/test.stamp
+	$(fetch)
+	@browser=$$($(python) tools/browser.py --install) && \
+	OPENBR_BROWSER="$$browser" OPENBR_REQUIRE_NATIVE=$(if $(cc),1) $(python) -m pytest $(ARGS)
+
+# A copy without compiled modules, put before the checkout on every path.
+test-pure: $(VENV)/openbr.stamp $(VENV)/test.stamp
+	$(fetch)
+	@browser=$$($(python) tools/browser.py --install) && \
+	OPENBR_BROWSER="$$browser" $(python) tools/pure.py build/pure -m pytest $(ARGS)
+
+check: $(VENV)/openbr.stamp $(VENV)/test.stamp
+	$(python) -m ruff format --check
+	$(python) -m ruff check
+	$(python) -m mypy
+	$(if $(cc),$(python) -m mypy.stubtest --ignore-missing-stub $(stubs),@echo "no C compiler: no stubtest")
+
+build: $(VENV)/openbr.stamp $(VENV)/test.stamp
+	$(fetch)
+	$(python) -m build --wheel --no-isolation
+
+bench: $(VENV)/openbr.stamp $(VENV)/bench.stamp
+	@$(python) bench/run.py $(ARGS)
+
+docs: $(VENV)/openbr.stamp
+	@$(python) tools/reference.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f openbr/_native/*.so static/vendor/*.js static/vendor/*.css
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

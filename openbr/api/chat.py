@@ -1,0 +1,163 @@
+"""POST /v1/chat/completions: OpenAI's chat dialect, in and out.
+
+In: a JSON body. Out: a chat.completion, or its events. The rules that live only here: the body
+is strict JSON and an object; of its fields only those that route it are read, the others pass
+as they came; a request never chooses an address, a key or a header; `model` names the deployment
+that answered.
+
+Source: OpenAI API reference, "Chat", read 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from openbr.api.http import Exchange, encode_error, encode_json, read_body, send_json
+from openbr.config import LimitsConfig
+from openbr.errors import InvalidRequestError, OpenbrError
+from openbr.gateway import Gateway
+from openbr.records import Answer, ChatRequest
+from openbr.stream import relay
+
+_FORBIDDEN = frozenset({"api_base", "base_url", "api_key", "extra_headers"})
+_EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+_NO_CACHE = (b"cache-control", b"no-cache")
+_NO_BUFFER = (b"x-accel-buffering", b"no")
+_BYPASS = (b"x-openbr-cache", b"bypass")
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+# What each read field must be; the decoder's own message says what was found instead.
+_TYPES: Mapping[str, Any] = {
+    "stream": msgspec.json.Decoder(bool | None).decode,
+    "temperature": msgspec.json.Decoder(float | None).decode,
+    "top_p": msgspec.json.Decoder(float | None).decode,
+    "n": msgspec.json.Decoder(int | None).decode,
+    "seed": msgspec.json.Decoder(int | None).decode,
+    "max_tokens": msgspec.json.Decoder(int | None).decode,
+    "max_completion_tokens": msgspec.json.Decoder(int | None).decode,
+    "stream_options": msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode,
+}
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class ChatEndpoint:
+    """Threads: event loop only."""
+
+    def __init__(self, gateway: Gateway, limits: LimitsConfig) -> None:
+        self._gateway = gateway
+        self._limits = limits
+
+    async def __call__(self, exchange: Exchange) -> None:
+        body = await read_body(exchange, self._limits.max_body, self._limits.body_timeout_s)
+        request = parse_request(body, exchange.request_id)
+        if not request.stream:
+            completion = await self._gateway.complete(request, exchange.caller)
+            await send_json(exchange, completion.body, headers=_headers(completion.answer))
+            return
+        stream = await self._gateway.chat(request, exchange.caller)
+        request_id = (b"x-request-id", exchange.request_id.encode())
+        await relay(
+            stream,
+            exchange.send,
+            [_EVENT_STREAM, _NO_CACHE, _NO_BUFFER, request_id, *_headers(stream.answer)],
+            _error_event,
+        )
+
+
+def parse_request(body: bytes, request_id: str = "") -> ChatRequest:
+    """Read what routes a request. Raises: InvalidRequestError with `param`.
+
+    Shape: {"model": text, "messages": [{...}, ...], "stream"?: boolean, ...}.
+    """
+    try:
+        if not body.isascii():
+            body.decode()  # the decoder does not look into what stays raw
+        fields = _decode_fields(body)
+    except _UNREADABLE as exc:
+        raise InvalidRequestError(f"the body is not a JSON object: {_why(exc)}") from exc
+    if not _FORBIDDEN.isdisjoint(fields):
+        name = min(_FORBIDDEN.intersection(fields))
+        raise InvalidRequestError(f"{name} cannot be chosen by a request", param=name)
+    raw_model = fields.get("model")
+    if raw_model is None:
+        raise InvalidRequestError(
+            'model is missing: send a model of /v1/models, or "default"', param="model"
+        )
+    model = _read("model", raw_model, _decode_text)
+    if not model:
+        raise InvalidRequestError("model is empty", param="model")
+    _check_messages(fields.get("messages"))
+    is_stream = False
+    for name, raw in fields.items():
+        decode = _TYPES.get(name)
+        if decode is not None:
+            value = _read(name, raw, decode)
+            if name == "stream":
+                is_stream = bool(value)
+    return ChatRequest(model=model, stream=is_stream, fields=fields, request_id=request_id)
+
+
+def build_request(
+    model: str, messages: Sequence[Mapping[str, str]], request_id: str = "", **fields: Any
+) -> ChatRequest:
+    """A streamed request of our own, as the pages send it."""
+    body = {"model": model, "messages": messages, "stream": True, **fields}
+    return parse_request(encode_json(body), request_id)
+
+
+def _check_messages(raw: msgspec.Raw | None) -> None:
+    """A list that begins with an object; what is inside is for the upstream to judge."""
+    if raw is None:
+        raise InvalidRequestError("messages is missing", param="messages")
+    text = bytes(memoryview(raw)[:64]).lstrip()
+    if not text.startswith(b"["):
+        raise InvalidRequestError("messages must be a list", param="messages")
+    inner = text[1:].lstrip()
+    if inner.startswith(b"]"):
+        raise InvalidRequestError("messages is empty", param="messages")
+    if inner and not inner.startswith(b"{"):
+        raise InvalidRequestError("messages must hold objects", param="messages[0]")
+
+
+def _read(name: str, raw: msgspec.Raw, decode: Any) -> Any:
+    try:
+        return decode(raw)
+    except _UNREADABLE as exc:
+        raise InvalidRequestError(f"{name}: {_why(exc)}", param=name) from exc
+
+
+def _why(exc: Exception) -> str:
+    if isinstance(exc, RecursionError):
+        return "nested too deeply"
+    if isinstance(exc, UnicodeDecodeError):
+        return f"not UTF-8 at byte {exc.start}"
+    return str(exc)
+
+
+def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    deployment = answer.deployment
+    headers = [
+        (b"x-openbr-model", _text(deployment.model)),
+        (b"x-openbr-provider", _text(deployment.provider)),
+        _BYPASS,
+    ]
+    if answer.upstream_model not in (None, deployment.upstream_model):
+        headers.append((b"x-openbr-upstream-model", _text(answer.upstream_model or "")))
+    if answer.fallback is not None:
+        headers.append((b"x-openbr-fallback", answer.fallback.encode()))
+    return headers
+
+
+def _text(value: str) -> bytes:
+    """A header value: what is not printable ASCII becomes '?'; nothing can end the line."""
+    if value.isascii() and value.isprintable():
+        return value.encode()
+    return bytes(c if 32 <= c < 127 else 63 for c in value.encode("ascii", "replace"))
+
+
+def _error_event(error: OpenbrError) -> bytes:
+    return b"data: " + encode_error(error) + b"\n\n"

@@ -1,0 +1,453 @@
+"""The adapter for the models on this disk: a child process, started on demand, stopped when idle.
+
+In: a ChatRequest for a model of the library. Out: what the adapter behind it makes of the child's
+answer; the conversation with the child is OpenAI's dialect and no business of this module. The
+rules that live only here: one model is loaded at a time; requests are served in the order in which
+they came, so a change of model waits for the answers before it and is never starved; the child
+ends with the gateway, after `idle_unload_s` without a request, or when it is asked to.
+
+    off (disabled, no xllamacpp, no model)    stopped -> loading -> ready -> stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
+
+from openbr.config import LocalConfig
+from openbr.errors import (
+    StreamInterruptedError,
+    UpstreamError,
+    UpstreamTimeoutError,
+    UpstreamUnavailableError,
+)
+from openbr.library import Library, ModelFile
+from openbr.providers.base import ChatStream, Completion, Provider
+from openbr.records import ChatRequest, Deployment, Model
+
+LOAD_S = 120.0
+SWITCH_S = 60.0
+_REAP_S = 1.0
+_TAIL_BYTES = 4096
+_WORKER = Path(__file__).with_name("local_worker.py")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_LOG_LINE = re.compile(r" E +\S* *(?:\w+: )?(.*\S)")
+
+logger = logging.getLogger(__name__)
+
+MakeAdapter = Callable[[str, str], Provider]
+"""(base_url, key) -> the adapter that talks to a child."""
+
+
+class LocalProvider(Provider):
+    """Threads: event loop only.
+
+    `environment` is the child's whole environment: nothing of the gateway's, where keys live,
+    reaches it. `load_s` bounds a load, `switch_s` the wait for another model's answers.
+    """
+
+    name = "local"
+    kind = "local"
+    is_local = True
+
+    def __init__(
+        self,
+        config: LocalConfig,
+        library: Library,
+        make_adapter: MakeAdapter,
+        *,
+        environment: Mapping[str, str] = _NOTHING,
+        load_s: float = LOAD_S,
+        switch_s: float = SWITCH_S,
+    ) -> None:
+        self._config = config
+        self._library = library
+        self._make_adapter = make_adapter
+        self._environment = environment
+        self._load_s = load_s
+        self._switch_s = switch_s
+        self._packages: str | None = None
+        self._turn = asyncio.Lock()
+        self._worker: _Worker | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._wanted = 0
+        self._idle: asyncio.TimerHandle | None = None
+        self._unloading: asyncio.Task[None] | None = None
+
+    def available(self) -> str | None:
+        """None, or why no local model can answer and what to do."""
+        if not self._config.enabled:
+            return "the local models are turned off: set enabled = true under [local]"
+        if self._find_packages() is None:
+            return "llama.cpp is not installed: run `pip install openbr[local]` and start again"
+        if not self._library.list():
+            return "there is no local model yet: run `openbr models pull`"
+        return None
+
+    @property
+    def state(self) -> str:
+        """off, stopped, loading or ready."""
+        worker = self._worker
+        if worker is not None and worker.is_alive:
+            return "ready" if worker.is_ready else "loading"
+        return "stopped" if self.available() is None else "off"
+
+    @property
+    def worker_pid(self) -> int | None:
+        worker = self._worker
+        return worker.pid if worker is not None and worker.is_alive else None
+
+    def offers(self, upstream_model: str) -> bool:
+        return self._library.find(upstream_model) is not None
+
+    async def fetch_models(self) -> tuple[Model, ...]:
+        self._refuse_unavailable()
+        return tuple(
+            Model(
+                provider=self.name,
+                upstream_model=file.name,
+                created_at=int(file.added_at),
+                context_tokens=self._context(file),
+                size_bytes=file.size_bytes,
+            )
+            for file in self._library.list()
+        )
+
+    async def open_chat(self, request: ChatRequest, deployment: Deployment) -> ChatStream:
+        worker = await self._lease(deployment.upstream_model)
+        try:
+            stream = await worker.adapter.open_chat(request, deployment)
+        except UpstreamError as exc:
+            await self._explain(worker, exc)
+        except BaseException:
+            self._release(worker)
+            raise
+        return _LeasedStream(stream, worker, self._release)
+
+    async def complete_chat(self, request: ChatRequest, deployment: Deployment) -> Completion:
+        worker = await self._lease(deployment.upstream_model)
+        try:
+            completion = await worker.adapter.complete_chat(request, deployment)
+        except UpstreamError as exc:
+            await self._explain(worker, exc)
+        except BaseException:
+            self._release(worker)
+            raise
+        self._release(worker)
+        return completion
+
+    async def close(self) -> None:
+        """End the child, whatever it does, and wait until it has ended."""
+        self._disarm()
+        for task in (self._loading, self._unloading):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, UpstreamError):
+                    await task
+        if self._worker is not None:
+            await self._worker.kill()
+
+    async def _lease(self, name: str) -> _Worker:
+        """A child that serves this model; `_release` it. Raises: UpstreamError."""
+        self._refuse_unavailable()
+        file = self._library.find(name)
+        if file is None:
+            raise _unavailable(f"there is no local model {name}: run `openbr models list`")
+        self._wanted += 1
+        self._disarm()
+        try:
+            async with self._turn:
+                worker = self._worker
+                if worker is not None and worker.is_alive and worker.file != file:
+                    await self._unload(worker, file)
+                worker = await self._ready(file)
+                worker.take()
+                return worker
+        except BaseException:
+            self._leave()
+            raise
+
+    def _release(self, worker: _Worker) -> None:
+        worker.give_back()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._wanted -= 1
+        self._arm()
+
+    async def _unload(self, worker: _Worker, for_file: ModelFile) -> None:
+        """Wait for the running answers, then end the child."""
+        try:
+            async with asyncio.timeout(self._switch_s):
+                await worker.unused.wait()
+        except TimeoutError as exc:
+            raise UpstreamTimeoutError(
+                f"{worker.file.name} is still answering, and one local model is loaded at a "
+                f"time: {for_file.name} was not loaded within {self._switch_s:.0f} s",
+                provider=self.name,
+            ) from exc
+        if self._loading is not None:
+            self._loading.cancel()
+        await worker.kill()
+
+    async def _ready(self, file: ModelFile) -> _Worker:
+        """The child of this file, ready. A caller who leaves does not end the load of others."""
+        worker = self._worker
+        if worker is None or not worker.is_alive:
+            worker = self._worker = _Worker(file, self._packages or "", self._environment)
+            self._loading = asyncio.get_running_loop().create_task(self._load(worker))
+            self._loading.add_done_callback(_retrieve)
+        if self._loading is not None:
+            await asyncio.shield(self._loading)
+        return worker
+
+    async def _load(self, worker: _Worker) -> None:
+        started = time.monotonic()
+        file = worker.file
+        try:
+            async with asyncio.timeout(self._load_s):
+                base_url = await worker.start(self._context(file), self._threads())
+            worker.adapter = self._make_adapter(base_url, worker.key)
+            worker.is_ready = True
+        except TimeoutError as exc:
+            raise UpstreamTimeoutError(
+                f"the local model {file.name} was not loaded within {self._load_s:.0f} s",
+                provider=self.name,
+            ) from exc
+        finally:
+            self._loading = None
+            if not worker.is_ready:
+                await worker.kill()
+        took = time.monotonic() - started
+        logger.info("%s loaded in %.2f s, process %s", file.name, took, worker.pid)
+        self._arm()
+
+    async def _explain(self, worker: _Worker, error: UpstreamError) -> NoReturn:
+        """Give back the lease and raise: the child's end, if that is what it was."""
+        try:
+            await worker.settle()
+        finally:
+            self._release(worker)
+        if worker.is_alive:
+            raise error
+        raise UpstreamUnavailableError(worker.epitaph(), provider=self.name) from error
+
+    def _arm(self) -> None:
+        """Nobody wants a model: count down. There is a timer only while a child sits idle."""
+        worker = self._worker
+        if self._wanted == 0 and self._idle is None and worker is not None and worker.is_ready:
+            loop = asyncio.get_running_loop()
+            self._idle = loop.call_later(self._config.idle_unload_s, self._unload_idle)
+
+    def _disarm(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _unload_idle(self) -> None:
+        self._idle = None
+        worker = self._worker
+        if self._wanted == 0 and worker is not None and worker.is_alive:
+            logger.info("%s was idle: its process %s ends", worker.file.name, worker.pid)
+            self._unloading = asyncio.get_running_loop().create_task(worker.kill())
+            self._unloading.add_done_callback(_retrieve)
+
+    def _refuse_unavailable(self) -> None:
+        if (reason := self.available()) is not None:
+            raise _unavailable(reason)
+
+    def _find_packages(self) -> str | None:
+        """The folder that holds xllamacpp, found without importing it."""
+        if self._packages is None:
+            spec = importlib.util.find_spec("xllamacpp")
+            if spec is not None and spec.origin is not None:
+                self._packages = str(Path(spec.origin).parent.parent)
+        return self._packages
+
+    def _context(self, file: ModelFile) -> int:
+        return min(self._config.context, file.context_tokens or self._config.context)
+
+    def _threads(self) -> int:
+        """Cores minus one: on busy cores one thread too many is ten times slower."""
+        return self._config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+class _Worker:
+    """One child process for one model file. Made, started once, killed once."""
+
+    adapter: Provider
+
+    def __init__(self, file: ModelFile, packages: str, environment: Mapping[str, str]) -> None:
+        self.file = file
+        self.key = secrets.token_hex(32)
+        self.pid: int | None = None
+        self.is_ready = False
+        self.unused = asyncio.Event()
+        self.unused.set()
+        self._leases = 0
+        self._packages = packages
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._tail = b""
+        self._killed = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Also true before it started: then it is about to."""
+        if self._killed:
+            return False
+        return self._process is None or self._process.returncode is None
+
+    def take(self) -> None:
+        self._leases += 1
+        self.unused.clear()
+
+    def give_back(self) -> None:
+        self._leases -= 1
+        if not self._leases:
+            self.unused.set()
+
+    async def start(self, context: int, threads: int) -> str:
+        """Start it and wait until it serves; returns its base_url. Raises: UpstreamError."""
+        order = {
+            "model": str(self.file.path.absolute()),
+            "alias": self.file.name,
+            "context": context,
+            "threads": threads,
+            "key": self.key,
+            "parent": os.getpid(),
+            "packages": self._packages,
+        }
+        pipe = asyncio.subprocess.PIPE
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", str(_WORKER)),
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                env=dict(self._environment),
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise _unavailable(f"the local model's process cannot be started: {exc}") from exc
+        self.pid = process.pid
+        self._reader = asyncio.get_running_loop().create_task(self._keep_tail(process))
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        said = await process.stdout.readline()
+        answer = json.loads(said) if said.endswith(b"\n") else {}
+        if "port" not in answer:
+            await self.kill()
+            raise UpstreamUnavailableError(
+                f"the local model {self.file.name} could not be loaded: "
+                f"{self._last_error() or answer.get('error') or self._end()}",
+                provider=LocalProvider.name,
+            )
+        return f"http://127.0.0.1:{int(answer['port'])}/v1"
+
+    async def kill(self) -> None:
+        """End it at once; it holds nothing that would be lost. Idempotent."""
+        self._killed = True
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+        if self._reader is not None:
+            await self._reader
+
+    async def settle(self) -> None:
+        """A broken conversation may be the first sign of its end: wait for a moment to know."""
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REAP_S):
+                    await self._process.wait()
+
+    def epitaph(self) -> str:
+        error = self._last_error()
+        because = f": {error}" if error else ""
+        return (
+            f"the local model {self.file.name} stopped unexpectedly ({self._end()}){because}; "
+            "the next request starts it again"
+        )
+
+    def _end(self) -> str:
+        code = self._process.returncode if self._process is not None else None
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return name + (", out of memory?" if name == "SIGKILL" else "")
+
+    def _last_error(self) -> str:
+        """The first of the last errors that llama.cpp logged: the others follow from it."""
+        found = _LOG_LINE.search(self._tail.decode("utf-8", "replace"))
+        return found[1][:300] if found else ""
+
+    async def _keep_tail(self, process: asyncio.subprocess.Process) -> None:
+        """What llama.cpp logs: the last of it, in memory, for the words of an error."""
+        assert process.stderr is not None
+        while data := await process.stderr.read(_TAIL_BYTES):
+            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+
+
+class _LeasedStream(ChatStream):
+    """The child's stream; the child is not stopped while it lasts."""
+
+    def __init__(
+        self, inner: ChatStream, worker: _Worker, release: Callable[[_Worker], None]
+    ) -> None:
+        self._inner = inner
+        self._worker = worker
+        self._release: Callable[[_Worker], None] | None = release
+        self.answer = inner.answer
+        self.text = ""
+
+    async def next(self) -> bytes:
+        try:
+            batch = await self._inner.next()
+        except UpstreamError as exc:
+            await self._worker.settle()
+            self.close()
+            if self._worker.is_alive:
+                raise
+            raise StreamInterruptedError(self._worker.epitaph(), provider="local") from exc
+        self.text = self._inner.text
+        if not batch:
+            self.close()
+        return batch
+
+    def close(self) -> None:
+        self._inner.close()
+        release, self._release = self._release, None
+        if release is not None:
+            release(self._worker)
+
+
+def _unavailable(message: str) -> UpstreamUnavailableError:
+    return UpstreamUnavailableError(message, provider=LocalProvider.name, reason="disabled")
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """An error of a load that nobody waits for any more was logged by nobody: it is no defect."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,450 @@
+"""The adapter for every server that speaks OpenAI's API: cloud, Ollama, vLLM, llama.cpp, ...
+
+In: a ChatRequest's raw fields. Out: the same bytes upstream with the upstream's own model name,
+and the upstream's events or body back with the deployment's full id as `model`. The rules that
+live only here: every event is decoded far enough to know that it is sound and what it says
+(text, finish reason, usage, error); an answer without content, finish or [DONE] is not one.
+
+Shape of an event: {"model", "choices": [{"delta": {...}, "finish_reason"}], "usage"?}.
+Source: OpenAI API reference, "Chat" and "Streaming", read 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from openbr import __version__
+from openbr.config import LimitsConfig
+from openbr.errors import (
+    StreamInterruptedError,
+    UpstreamError,
+    UpstreamProtocolError,
+)
+from openbr.providers.base import ChatStream, Completion, Provider, refusal
+from openbr.providers.framing import EventFramer
+from openbr.records import Answer, ChatRequest, Deployment, Model, Secret, Usage
+from openbr.upstream import Target, Timeouts, Upstream, UpstreamResponse, encode_headers
+
+DONE = b"[DONE]"
+_MAX_LIST = 16 * 1024**2
+_MAX_REFUSAL = 256 * 1024
+_LIST_TIMEOUTS = Timeouts(connect_s=2, first_byte_s=2, idle_s=2, total_s=5)
+"""A model list has 2 s to begin: a page may show a skeleton for so long and no longer."""
+
+
+class _Delta(msgspec.Struct):
+    content: str | list[msgspec.Raw] | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+    call: dict[str, msgspec.Raw] | None = msgspec.field(name="function_call", default=None)
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+    def record(self) -> Usage:
+        details = self.prompt_tokens_details
+        return Usage(
+            input_tokens=self.prompt_tokens or 0,
+            output_tokens=self.completion_tokens or 0,
+            cached_tokens=(details.cached_tokens or 0) if details else 0,
+        )
+
+
+class _Event(msgspec.Struct):
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _BodyChoice(msgspec.Struct):
+    message: dict[str, msgspec.Raw]
+    finish_reason: str | None = None
+
+
+class _Body(msgspec.Struct):
+    choices: list[_BodyChoice] | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _ListedModel(msgspec.Struct):
+    id: str
+    created: int | float | None = None
+    context_length: int | None = None
+    max_model_len: int | None = None
+    meta: dict[str, Any] | None = None
+
+
+class _List(msgspec.Struct):
+    data: list[_ListedModel] | None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_list = msgspec.json.Decoder(_List).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class OpenAIProvider(Provider):
+    """Threads: event loop only."""
+
+    kind = "openai"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        base_url: str,
+        keys: tuple[Secret, ...],
+        upstream: Upstream,
+        limits: LimitsConfig,
+        models: tuple[str, ...] = (),
+        is_local: bool = False,
+    ) -> None:
+        self.name = name
+        self.is_local = is_local
+        self._target = Target.parse(base_url)
+        self._upstream = upstream
+        self._limits = limits
+        self._models = models
+        # Least recently used first: the one at the left goes out and to the right.
+        self._credentials = deque((key, _headers(key)) for key in keys or (None,))
+        self._stream_timeouts = Timeouts(
+            connect_s=limits.connect_timeout_s,
+            first_byte_s=limits.first_token_timeout_s,
+            idle_s=limits.idle_timeout_s,
+            total_s=limits.total_timeout_s,
+        )
+        # A body that is not streamed begins when it is complete: only the total bounds it.
+        self._body_timeouts = Timeouts(
+            connect_s=limits.connect_timeout_s,
+            first_byte_s=limits.total_timeout_s,
+            idle_s=limits.idle_timeout_s,
+            total_s=limits.total_timeout_s,
+        )
+
+    def offers(self, upstream_model: str) -> bool:
+        return not self._models or upstream_model in self._models
+
+    async def fetch_models(self) -> tuple[Model, ...]:
+        """Shape: {"data": [{"id", "created"?, "context_length"? or "max_model_len"?}]}."""
+        if self._models:
+            return tuple(Model(provider=self.name, upstream_model=name) for name in self._models)
+        response, key = await self._ask(b"GET", b"/models", b"", _LIST_TIMEOUTS)
+        try:
+            body = await response.read(_MAX_LIST)
+            listed = _decode_list(body).data or []
+        except _UNREADABLE as exc:
+            raise UpstreamProtocolError(
+                f"{self.name}: the model list is not one: check that base_url ends where "
+                "/models begins",
+                provider=self.name,
+            ) from exc
+        except UpstreamError as exc:
+            exc.provider = self.name
+            raise
+        finally:
+            response.close()
+        return tuple(
+            Model(
+                provider=self.name,
+                upstream_model=one.id,
+                created_at=int(one.created or 0),
+                context_tokens=one.context_length or one.max_model_len or _trained(one.meta),
+            )
+            for one in listed
+            if one.id
+        )
+
+    async def open_chat(self, request: ChatRequest, deployment: Deployment) -> ChatStream:
+        body = _encode({**request.fields, "model": deployment.upstream_model})
+        response, key = await self._ask(b"POST", b"/chat/completions", body, self._stream_timeouts)
+        stream = OpenAIStream(response, Answer(deployment=deployment), self._limits.max_event, key)
+        try:
+            await stream.begin()
+        except BaseException:
+            response.close()
+            raise
+        return stream
+
+    async def complete_chat(self, request: ChatRequest, deployment: Deployment) -> Completion:
+        body = _encode({**request.fields, "model": deployment.upstream_model})
+        response, key = await self._ask(b"POST", b"/chat/completions", body, self._body_timeouts)
+        try:
+            body = await response.read(self._limits.max_answer)
+        except UpstreamError as exc:
+            exc.provider = self.name
+            raise
+        finally:
+            response.close()
+        return read_completion(body, deployment, key)
+
+    async def _ask(
+        self, method: bytes, path: bytes, body: bytes, timeouts: Timeouts
+    ) -> tuple[UpstreamResponse, Secret | None]:
+        """Send one request; its answer is a success or this raises UpstreamError."""
+        self._credentials.rotate(-1)
+        key, headers = self._credentials[-1]
+        try:
+            response = await self._upstream.request(
+                self._target, method, path, headers, body, timeouts
+            )
+            if response.status != 200:
+                try:
+                    said = await response.read(_MAX_REFUSAL)
+                except UpstreamError:
+                    said = b""  # the status alone already tells whose fault it is
+                finally:
+                    response.close()
+                raise refusal(response.status, said, response.headers, provider=self.name, key=key)
+        except UpstreamError as exc:
+            exc.provider = self.name
+            raise
+        return response, key
+
+
+class OpenAIStream(ChatStream):
+    """Events of one streamed completion. `begin()` waits for the first content.
+
+    Until then nothing was sent, so any failure is an ordinary UpstreamError and the next
+    deployment may be asked; afterwards every failure is a StreamInterruptedError.
+    """
+
+    def __init__(
+        self, response: UpstreamResponse, answer: Answer, max_event: int, key: Secret | None
+    ) -> None:
+        self.answer = answer
+        self.text = ""
+        self._response = response
+        self._framer = EventFramer(max_event)
+        self._key = key
+        self._model = _Model(answer.deployment.model)
+        self._held: bytes | None = None
+        self._held_text = ""
+        self._has_content = False
+        self._done = False
+
+    async def begin(self) -> None:
+        kind = self._response.header(b"content-type") or b""
+        if kind and b"event-stream" not in kind:
+            raise await self._not_a_stream(kind)
+        held, texts = b"", []
+        while not self._has_content:
+            batch = await self._next()
+            if not batch:
+                raise self._protocol("ended its stream without any content")
+            held += batch
+            texts.append(self.text)
+        self._held, self._held_text = held, "".join(texts)
+
+    async def next(self) -> bytes:
+        if self._held is not None:
+            batch, self._held = self._held, None
+            self.text = self._held_text
+            return batch
+        try:
+            return await self._next()
+        except UpstreamError as exc:
+            provider = self.answer.deployment.provider
+            raise StreamInterruptedError(
+                f"{provider} broke off its answer: {exc.message}",
+                provider=provider,
+                upstream_status=exc.upstream_status,
+            ) from exc
+
+    def close(self) -> None:
+        self._response.close()
+
+    async def _next(self) -> bytes:
+        """The next batch that holds anything; b"" at the sound end."""
+        self.text = ""
+        while not self._done:
+            data = await self._response.next()
+            payloads = self._framer.feed(data) if data else self._last()
+            if batch := self._take(payloads):
+                return batch
+        return b""
+
+    def _last(self) -> list[bytes]:
+        """The body ended. Without [DONE] it is whole only if a choice said that it finished."""
+        payload = self._framer.finish()
+        if payload != DONE and self.answer.finish_reason is None:
+            raise self._protocol("ended its stream before the answer was whole")
+        return [payload, DONE] if payload and payload != DONE else [DONE]
+
+    def _take(self, payloads: list[bytes]) -> bytes:
+        """Check events, learn from them, name the deployment in them. Returns events to send."""
+        out: list[bytes] = []
+        texts: list[str] = []
+        for payload in payloads:
+            if payload == DONE:
+                self._done = True
+                out.append(b"data: [DONE]\n\n")
+                break
+            if not payload:
+                continue  # an empty data line kills a widely used client
+            out += (b"data: ", self._event(payload, texts), b"\n\n")
+        self.text = "".join(texts)
+        return b"".join(out)
+
+    def _event(self, payload: bytes, texts: list[str]) -> bytes:
+        try:
+            if not payload.isascii():
+                payload.decode()  # what the decoder skips it does not check
+            event = _decode_event(payload)
+        except _UNREADABLE as exc:
+            raise self._protocol("sent an event that cannot be read") from exc
+        if event.error is not None:
+            raise refusal(
+                _error_status(event.error),
+                payload,
+                (),
+                provider=self.answer.deployment.provider,
+                key=self._key,
+            )
+        for choice in event.choices or ():
+            delta = choice.delta
+            if choice.finish_reason is not None:
+                self.answer.finish_reason = choice.finish_reason
+                self._has_content = True
+            if delta is None:
+                continue
+            if delta.content:
+                self._has_content = True
+                if isinstance(delta.content, str):
+                    texts.append(delta.content)
+            elif delta.reasoning_content or delta.tool_calls or delta.refusal or delta.call:
+                self._has_content = True
+        if event.usage is not None:
+            self.answer.usage = event.usage.record()
+        if event.model is not None and self.answer.upstream_model is None:
+            self.answer.upstream_model = event.model
+        if b"\n" in payload or b"\r" in payload:
+            # Several data lines: one line again, since JSON holds no raw line end in a string.
+            payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")
+        return self._model.put(payload, event.model)
+
+    async def _not_a_stream(self, kind: bytes) -> UpstreamError:
+        said = await self._response.read(_MAX_REFUSAL)
+        if b"json" in kind:
+            try:
+                if (error := _decode_body(said).error) is not None:
+                    return refusal(
+                        _error_status(error),
+                        said,
+                        (),
+                        provider=self.answer.deployment.provider,
+                        key=self._key,
+                    )
+            except _UNREADABLE:
+                pass
+        shown = kind.split(b";")[0].decode("latin-1", "replace")[:60]
+        return self._protocol(f"answered a streamed request with {shown}")
+
+    def _protocol(self, what: str) -> UpstreamProtocolError:
+        provider = self.answer.deployment.provider
+        return UpstreamProtocolError(f"{provider} {what}", provider=provider)
+
+
+class _Model:
+    """Puts a deployment's full id in place of the upstream's `model`, without a rebuild.
+
+    A `"model":"name"` outside a string can only be a key, and inside one its quotes would be
+    escaped; what stands before it must end a token. Anything unusual is decoded and encoded.
+    """
+
+    __slots__ = ("_compact", "_name", "_new", "_spaced")
+
+    def __init__(self, full_id: str) -> None:
+        self._new = b'"model":' + _encode(full_id)
+        self._name: str | None = None
+        self._compact = self._spaced = b""
+
+    def put(self, payload: bytes, name: str | None) -> bytes:
+        if name is None:
+            return payload
+        if name != self._name:
+            self._name = name
+            encoded = _encode(name)
+            self._compact, self._spaced = b'"model":' + encoded, b'"model": ' + encoded
+        for old in (self._compact, self._spaced):
+            at = payload.find(old)
+            if at > 0 and payload[at - 1] in b"{, \t" and payload.count(b'"model"') == 1:
+                return payload[:at] + self._new + payload[at + len(old) :]
+        fields = _decode_fields(payload)
+        fields["model"] = msgspec.Raw(self._new[8:])
+        return _encode(fields)
+
+
+def read_completion(body: bytes, deployment: Deployment, key: Secret | None) -> Completion:
+    """Check a chat.completion and name the deployment in it.
+
+    Shape: {"model", "choices": [{"message", "finish_reason"}, ...], "usage"?}, at least one choice.
+    Raises: UpstreamProtocolError, or what its `error` says.
+    """
+    provider = deployment.provider
+    try:
+        body.decode() if not body.isascii() else None
+        read = _decode_body(body)
+        fields = _decode_fields(body)
+    except _UNREADABLE as exc:
+        raise UpstreamProtocolError(
+            f"{provider} answered with something that is not a completion", provider=provider
+        ) from exc
+    if read.error is not None:
+        raise refusal(_error_status(read.error), body, (), provider=provider, key=key)
+    if not read.choices:
+        raise UpstreamProtocolError(f"{provider} answered without any choice", provider=provider)
+    answer = Answer(
+        deployment=deployment,
+        upstream_model=read.model,
+        finish_reason=read.choices[0].finish_reason,
+        usage=read.usage.record() if read.usage is not None else None,
+    )
+    fields["model"] = msgspec.Raw(_encode(deployment.model))
+    return Completion(body=_encode(fields), answer=answer)
+
+
+def _headers(key: Secret | None) -> bytes:
+    pairs = [
+        ("content-type", "application/json"),
+        ("accept", "*/*"),
+        ("user-agent", f"openbr/{__version__}"),
+    ]
+    if key is not None:
+        pairs.append(("authorization", f"Bearer {key.reveal()}"))
+    return encode_headers(pairs)
+
+
+def _error_status(error: Any) -> int:
+    """The status of an error that came with a 200: its own code if it has one, else 502."""
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, str) and code.isdigit():
+        code = int(code)
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
+def _trained(meta: dict[str, Any] | None) -> int | None:
+    """llama.cpp says its context in meta.n_ctx_train."""
+    value = (meta or {}).get("n_ctx_train")
+    return value if isinstance(value, int) else None
