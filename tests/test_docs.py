@@ -127,8 +127,10 @@ def test_links_lead_somewhere() -> None:
 def test_commands_in_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
     from openbr.cli import main
 
-    named = set(re.findall(r"(?:python -m |^|`|\$ )openbr ([a-z]+(?: [a-z]+)?)", readme(), re.M))
-    assert "run" in {words.split()[0] for words in named}
+    spans = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", readme(), re.DOTALL)
+    code = "\n".join(block or span for block, span in spans)
+    named = set(re.findall(r"(?:^|/|-m )openbr ([a-z]+(?: [a-z]+)?)", code, re.M))
+    assert named
     for words in sorted(named):
         with pytest.raises(SystemExit) as done:
             main([*words.split(), "--help"])

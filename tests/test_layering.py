@@ -22,6 +22,7 @@ PACKAGE = ROOT / "openbr"
 ROOMS = (
     ("cli", "starts everything; nothing needs it"),
     ("server", "runs the app; the app does not know how it is served"),
+    ("tls", "certificates for the server"),
     ("app", "builds the parts and lists the endpoints"),
     ("web", "pages: they show what the rooms below know"),
     ("monitor", "watches the rooms below from outside"),
@@ -132,6 +133,14 @@ def test_every_module_has_a_room_and_a_head_comment(module: str) -> None:
     assert not ROOMLESS_NAMES & set(module.split(".")), "a name for anything holds everything"
     docstring = ast.get_docstring(sources()[module])
     assert docstring or not sources()[module].body, f"{module} opens with what goes in and out"
+
+
+def test_the_architecture_page_lists_the_rooms_in_this_order() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    cells = re.findall(r"^\| ((?:`\w+(?:/|\.py)`,? ?)+)\|", page, re.MULTILINE)
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)", cell)]
+    built = {room_of(module) for module in sources()}
+    assert listed == [name for name, _ in ROOMS if name in built]
 
 
 @every_module()

@@ -351,8 +351,7 @@ cdef class TTLCache:
         cdef Py_ssize_t count
         memset(&dropped, 0, sizeof(dropped))
         cdef int failed = self._drop_dead(now, &dropped)
-        if self.count < self.capacity // 4 and failed == 0:
-            self._shrink()
+        self._shrink()
         count = dropped.count
         self._finish(&dropped, failed)
         return count
@@ -377,8 +376,7 @@ cdef class TTLCache:
         self.limit = limit or self.limit
         self.max_size = max_size or self.max_size
         cdef int failed = self._make_room(0, 0, now, -1, &dropped)
-        if self.count < self.capacity // 4 and failed == 0:
-            self._shrink()
+        self._shrink()
         self._finish(&dropped, failed)
 
     def stats(self):
@@ -427,7 +425,7 @@ cdef class TTLCache:
         return self._snapshot(False, True)
 
     def __len__(self):
-        """How many live. Drops the dead first, which is a walk over all entries if there are any."""
+        """How many live. Drops the dead first: a walk over all entries, if there are any."""
         self.expire()
         return self.count
 
@@ -728,7 +726,7 @@ cdef class TTLCache:
         self.shift, self.mask, self.size = FIRST_SHIFT, 0, 0
         self.next_deadline = INFINITY
         self.version += 1
-        while i >= 0:
+        while records != NULL and i >= 0:
             Py_DECREF(<object>records[i].value)
             Py_DECREF(<object>records[i].key)
             i = records[i].next
@@ -938,7 +936,7 @@ cdef class TTLCache:
         return 0
 
     cdef void _shrink(self) noexcept:
-        """Give memory back: records renumbered from the oldest on, in arrays just large enough.
+        """Give memory back if most is unused: records renumbered from the oldest on.
 
         Without the memory for the copy, the arrays stay as they are.
         """
@@ -950,6 +948,8 @@ cdef class TTLCache:
         cdef int32_t i = self.oldest, n = 0, hand = -1
         cdef int shift = FIRST_SHIFT
         cdef uint64_t count
+        if self.capacity <= 64 or self.count > self.capacity // 4:
+            return
         if self.count == 0:
             self._drop_all()            # no entries, so nothing runs
             return
@@ -1032,7 +1032,7 @@ cdef int _visit(PyObject* self, visitproc visit, void* arg) noexcept:
     cdef Record* records = (<TTLCache>self).records
     cdef int32_t i = (<TTLCache>self).oldest
     cdef int stop
-    while i >= 0:
+    while records != NULL and i >= 0:
         stop = visit(records[i].key, arg)
         if stop == 0:
             stop = visit(records[i].value, arg)

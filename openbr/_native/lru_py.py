@@ -359,7 +359,7 @@ class TTLCache(Generic[K, V]):
         return [value for _, value in self.items()]
 
     def __len__(self) -> int:
-        """How many live. Drops the dead first, which is a walk over all entries if there are any."""
+        """How many live. Drops the dead first: a walk over all entries, if there are any."""
         self.expire()
         return len(self._ahead) + len(self._behind)
 
@@ -409,9 +409,7 @@ class TTLCache(Generic[K, V]):
                 return None
         raise RuntimeError("the cache never stops changing while __eq__ of a key runs")
 
-    def _find_living(
-        self, key: Any, now: float, dead: list[tuple[_Entry, str]]
-    ) -> _Entry | None:
+    def _find_living(self, key: Any, now: float, dead: list[tuple[_Entry, str]]) -> _Entry | None:
         entry = self._find(key, hash(key))
         if entry is not None and now >= entry.deadline:
             self._unlink(entry)

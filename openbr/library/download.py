@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from openbr import __version__
 from openbr.library.drafts import CHUNK, Part, check_room
-from openbr.library.files import LibraryError, WrongFileError
+from openbr.library.files import LibraryError, UnreachableError, WrongFileError
 
 _TIMEOUT_S = 30.0
 _MAX_CUTS = 20
@@ -142,7 +142,7 @@ def fetch(remote: Remote, part: Part, client: Client, tell: Tell, *, reserve: in
             cuts += 1
             if part.size == before or cuts > _MAX_CUTS:
                 held = f"{part.size / 1e6:.1f} MB are here and kept; " if part.size else ""
-                raise LibraryError(
+                raise UnreachableError(
                     f"{_host(remote.url)}: {exc}: {held}run the same command again to continue"
                 ) from exc
     part.sync()

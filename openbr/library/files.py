@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from openbr.errors import OpenbrError
+from openbr.errors import InvalidRequestError, OpenbrError
 
 try:
     import fcntl
@@ -33,15 +33,19 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class LibraryError(OpenbrError):
-    """A model file could not be fetched, read or kept. `openbr models` exits with 1."""
+    """A model file could not be fetched, read or kept."""
 
 
 class WrongFileError(LibraryError):
     """What arrived is not what was announced. It was deleted: keeping it would not help."""
 
 
-class ModelNameError(LibraryError):
-    """What was asked for cannot be: a name, a source, a path. `openbr models` exits with 2."""
+class UnreachableError(LibraryError):
+    """There is nobody to fetch from: no network, no index, no pip."""
+
+
+class ModelNameError(LibraryError, InvalidRequestError):
+    """What was asked for cannot be: a name, a source, a path."""
 
 
 def check_name(name: str) -> str:

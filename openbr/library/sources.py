@@ -20,7 +20,12 @@ from urllib.parse import quote, urljoin, urlsplit
 import msgspec
 
 from openbr.library.download import Client, Remote, explain, refusal
-from openbr.library.files import LibraryError, ModelNameError, suggest_name
+from openbr.library.files import (
+    LibraryError,
+    ModelNameError,
+    UnreachableError,
+    suggest_name,
+)
 
 HUB = "https://huggingface.co"
 DEFAULT = "smollm2-135m"
@@ -89,9 +94,10 @@ def parse_source(text: str, packaged: Mapping[str, PackagedModel]) -> PackagedMo
     if text.endswith(".gguf"):
         raise ModelNameError(f"{text} is a file: run `openbr models add {text}`")
     near = difflib.get_close_matches(text, packaged, n=1, cutoff=0.5)
-    hint = f"there is {near[0]}" if near else f"there is {', '.join(packaged)}"
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(packaged)}."
     raise ModelNameError(
-        f"{text}: nothing to pull has this name; {hint} Or hf:OWNER/REPO/FILE.gguf"
+        f"{text}: no model of this name can be pulled; {hint} "
+        "A file of a model hub is hf:OWNER/REPO/FILE.gguf"
     )
 
 
@@ -205,7 +211,7 @@ def _head(url: str, client: Client) -> tuple[int, dict[str, str]]:
         with exc:
             return exc.code, _lower(exc.headers.items())
     except (OSError, http.client.HTTPException) as exc:
-        raise LibraryError(f"{urlsplit(url).hostname}: {explain(exc)}: {_BY_HAND}") from exc
+        raise UnreachableError(f"{urlsplit(url).hostname}: {explain(exc)}: {_BY_HAND}") from exc
 
 
 def _lower(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -224,12 +230,12 @@ def _pip(*arguments: str) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     except OSError as exc:
-        raise LibraryError(f"pip cannot be started ({exc}): {_BY_HAND}") from exc
+        raise UnreachableError(f"pip cannot be started ({exc}): {_BY_HAND}") from exc
     if done.returncode == 0:
         return done.stdout
     said = done.stderr.decode("utf-8", "replace").strip()
     if "No module named pip" in said:
-        raise LibraryError(f"this Python has no pip, so the index cannot be asked: {_BY_HAND}")
+        raise UnreachableError(f"this Python has no pip, so the index cannot be asked: {_BY_HAND}")
     errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
     reason = (errors or said.splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
-    raise LibraryError(f"pip found no package to fetch ({reason[:300]}): {_BY_HAND}")
+    raise UnreachableError(f"pip found no package to fetch ({reason[:300]}): {_BY_HAND}")

@@ -40,7 +40,7 @@ from openbr.records import ChatRequest, Deployment, Model
 
 LOAD_S = 120.0
 SWITCH_S = 60.0
-_REAP_S = 1.0
+_REAP_S = 0.25
 _TAIL_BYTES = 4096
 _WORKER = Path(__file__).with_name("local_worker.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -152,11 +152,7 @@ class LocalProvider(Provider):
     async def close(self) -> None:
         """End the child, whatever it does, and wait until it has ended."""
         self._disarm()
-        for task in (self._loading, self._unloading):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, UpstreamError):
-                    await task
+        await self._give_up_loading()
         if self._worker is not None:
             await self._worker.kill()
 
@@ -199,9 +195,14 @@ class LocalProvider(Provider):
                 f"time: {for_file.name} was not loaded within {self._switch_s:.0f} s",
                 provider=self.name,
             ) from exc
-        if self._loading is not None:
-            self._loading.cancel()
+        await self._give_up_loading()
         await worker.kill()
+
+    async def _give_up_loading(self) -> None:
+        task = self._loading
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _ready(self, file: ModelFile) -> _Worker:
         """The child of this file, ready. A caller who leaves does not end the load of others."""
@@ -238,10 +239,10 @@ class LocalProvider(Provider):
     async def _explain(self, worker: _Worker, error: UpstreamError) -> NoReturn:
         """Give back the lease and raise: the child's end, if that is what it was."""
         try:
-            await worker.settle()
+            alive = await worker.outlived(error)
         finally:
             self._release(worker)
-        if worker.is_alive:
+        if alive:
             raise error
         raise UpstreamUnavailableError(worker.epitaph(), provider=self.name) from error
 
@@ -263,7 +264,6 @@ class LocalProvider(Provider):
         if self._wanted == 0 and worker is not None and worker.is_alive:
             logger.info("%s was idle: its process %s ends", worker.file.name, worker.pid)
             self._unloading = asyncio.get_running_loop().create_task(worker.kill())
-            self._unloading.add_done_callback(_retrieve)
 
     def _refuse_unavailable(self) -> None:
         if (reason := self.available()) is not None:
@@ -282,7 +282,9 @@ class LocalProvider(Provider):
 
     def _threads(self) -> int:
         """Cores minus one: on busy cores one thread too many is ten times slower."""
-        return self._config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+        allowed = getattr(os, "sched_getaffinity", None)
+        cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+        return self._config.threads or max(1, cores - 1)
 
 
 class _Worker:
@@ -373,12 +375,14 @@ class _Worker:
         if self._reader is not None:
             await self._reader
 
-    async def settle(self) -> None:
-        """A broken conversation may be the first sign of its end: wait for a moment to know."""
-        if self._process is not None:
+    async def outlived(self, error: UpstreamError) -> bool:
+        """Whether it lives. A broken conversation may be the first sign that it does not."""
+        broken = error.upstream_status is None and not isinstance(error, UpstreamTimeoutError)
+        if broken and self._process is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REAP_S):
                     await self._process.wait()
+        return self.is_alive
 
     def epitaph(self) -> str:
         error = self._last_error()
@@ -426,9 +430,8 @@ class _LeasedStream(ChatStream):
         try:
             batch = await self._inner.next()
         except UpstreamError as exc:
-            await self._worker.settle()
             self.close()
-            if self._worker.is_alive:
+            if await self._worker.outlived(exc):
                 raise
             raise StreamInterruptedError(self._worker.epitaph(), provider="local") from exc
         self.text = self._inner.text

@@ -131,13 +131,6 @@ class Dialer:
         if not question.cancelled():
             question.exception()  # whoever asked may have left already
 
-    async def aclose(self) -> None:
-        """Drop what is being asked. A thread that hangs in a resolver ends with its question."""
-        questions = list(self._questions.values())
-        for question in questions:
-            question.cancel()
-        await asyncio.gather(*questions, return_exceptions=True)
-
 
 async def _ask_dns(host: str, port: int) -> list[Address]:
     loop = asyncio.get_running_loop()

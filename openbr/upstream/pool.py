@@ -224,7 +224,6 @@ class Upstream:
             pool.idle.clear()
             for connection in tuple(pool.open):
                 connection.abort(_stopped())
-        await self._dialer.aclose()
         if any(pool.open for pool in self._pools.values()):
             if self._all_gone is None:
                 self._all_gone = asyncio.get_running_loop().create_future()

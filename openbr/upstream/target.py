@@ -60,13 +60,15 @@ class Target:
     def parse(base_url: str) -> Target:
         """Raises: ConfigError, also for an address that is never called."""
         try:
+            if not base_url.isprintable():
+                raise ValueError("it holds control characters")  # urlsplit would drop them
             parts = urlsplit(base_url.strip())
             port = parts.port
             host = parse_host(parts.hostname or "")
         except ValueError as exc:
-            raise ConfigError(f"{base_url}: not an address that can be called: {exc}") from exc
+            raise ConfigError(f"{base_url!r} cannot be called: {exc}") from exc
         if parts.scheme not in DEFAULT_PORTS or port == 0:
-            raise ConfigError(f"{base_url}: must begin with http:// or https:// and name a host")
+            raise ConfigError(f"{base_url!r} must begin with http:// or https:// and name a host")
         if parts.username is not None or parts.query or parts.fragment:
             raise ConfigError(
                 f"{parts.scheme}://{host}: must hold no password, query or fragment: "

@@ -139,3 +139,8 @@ def moment(language: Language, at: float, now: float) -> str:
     if time.localtime(at)[:3] == time.localtime(now)[:3]:
         return clock(language, at)
     return f"{day(language, at, now)}, {clock(language, at)}"
+
+
+def translated(language: Language, text: str) -> str:
+    """A sentence that another room wrote, in the reader's language where it is known."""
+    return language.gettext(text)

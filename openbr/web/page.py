@@ -27,6 +27,7 @@ from openbr.errors import (
 from openbr.web.render import render
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
 
     from openbr.records import Caller
@@ -71,10 +72,22 @@ class Page:
         except Exception:
             logger.exception("%s %s failed", request.method, request.url.path)
             response = error_page(request, OpenbrError("see the log of openbr"))
-        for name, value in SECURITY.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("cache-control", "no-store")
-        await response(scope, receive, send)
+        await _secured(response)(scope, receive, send)
+
+
+def _secured(response: Response) -> Response:
+    for name, value in SECURITY.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("cache-control", "no-store")
+    return response
+
+
+async def send_error_page(
+    app: Starlette, scope: Scope, receive: Receive, send: Send, error: OpenbrError
+) -> None:
+    """The page of an error that came up before any endpoint was reached."""
+    request = Request({**scope, "app": app}, receive, send)
+    await _secured(error_page(request, error))(scope, receive, send)
 
 
 def error_page(request: Request, error: OpenbrError) -> Response:

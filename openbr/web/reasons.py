@@ -89,7 +89,7 @@ _TABLE = (
         "disabled",
         N_("off"),
         N_("%(provider)s is off."),
-        N_("The line below says why, and the config file can turn it on."),
+        N_("The line below says why, and what to do."),
         "none",
     ),
     Reason(
@@ -155,6 +155,18 @@ _TABLE = (
 )
 REASONS = {reason.name: reason for reason in _TABLE}
 
+# Sentences of other rooms that most people will meet: known to the catalogues.
+DETAILS = (
+    N_("the local models are turned off: set enabled = true under [local]"),
+    N_("llama.cpp is not installed: run `pip install openbr[local]` and start again"),
+    N_("there is no local model yet: run `openbr models pull`"),
+    N_("write a message first"),
+    N_("an answer is still being written in this conversation"),
+    N_("no model was marked"),
+    N_("there is no such page"),
+    N_("there is no such conversation; it may have been deleted"),
+)
+
 
 def reason_of(error: BaseException) -> tuple[str, str, str]:
     """(reason, provider, detail) of a failure. The detail is the error's own English sentence."""
@@ -192,7 +204,7 @@ class StatusWords:
 
 _STATUSES = {
     400: StatusWords(N_("That did not work"), N_("The request cannot be read as it was sent.")),
-    401: StatusWords(N_("A key is needed"), N_("Enter with a key of this openbr.")),
+    401: StatusWords(N_("A key is needed"), N_("Sign in with a key of this openbr.")),
     403: StatusWords(N_("Not allowed"), N_("This request may not do that here.")),
     404: StatusWords(N_("Nothing here"), N_("The address is wrong, or what it showed is gone.")),
     405: StatusWords(N_("Not that way"), N_("This address does not take that kind of request.")),

@@ -8,6 +8,7 @@ API has no use for it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from openbr.web.language import (
     choose_language,
     load_language,
 )
-from openbr.web.reasons import status_words
+from openbr.web.reasons import N_, status_words
 
 if TYPE_CHECKING:
     import jinja2
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
 MENU = (
     # page, address, icon, name; a page is listed when it exists
-    ("chat", "/ui/chat", "chat", "Chat"),
-    ("models", "/ui/models", "box", "Models"),
+    ("chat", "/ui/chat", "chat", N_("Chat")),
+    ("models", "/ui/models", "box", N_("Models")),
 )
-_FILTERS = ("number", "compact", "size", "seconds", "duration", "age", "clock")
+_FILTERS = ("number", "compact", "size", "seconds", "duration", "age", "clock", "translated")
 _DATED_FILTERS = ("day", "moment")
 
 
@@ -91,7 +92,7 @@ def render(
     parts: Parts = request.app.state.parts
     is_fragment = fragment is not None and is_htmx(request)
     template = fragment if is_fragment and fragment else page
-    html = parts.pages.render(template, {**_layout(request, parts), **context})
+    html = parts.pages.render(template, {**layout(request), **context})
     response = HTMLResponse(html, status_code=status, headers=dict(headers or {}))
     response.headers["vary"] = "HX-Request, Cookie, Accept-Language"
     return response
@@ -115,8 +116,9 @@ def language_of(request: Request) -> Language:
     return parts.pages.language(code)
 
 
-def _layout(request: Request, parts: Parts) -> dict[str, Any]:
+def layout(request: Request) -> dict[str, Any]:
     """What base.html and every fragment may use."""
+    parts: Parts = request.app.state.parts
     caller = request.scope.get("state", {}).get("caller")
     return {
         "language": language_of(request),
@@ -126,14 +128,17 @@ def _layout(request: Request, parts: Parts) -> dict[str, Any]:
         "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
         "caller": caller,
         "in_use": view_in_use(parts) if caller is not None else None,
-        "pill_tag": pill_tag(parts),
+        "pill_tag": pill_tag(parts) if caller is not None else "",
         "status_words": status_words,
     }
 
 
 def pill_tag(parts: Parts) -> str:
     """Changes whenever what the pill shows does: the tag that a poll compares."""
-    return f"{parts.catalogue.version}.{parts.router.version}.{view_in_use(parts)!r}"
+    view = view_in_use(parts)
+    label = view.reason.label if view.reason else None
+    facts = (view.kind, view.in_use, view.chosen, label)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _build_environment(static: StaticFolder) -> jinja2.Environment:
@@ -150,6 +155,7 @@ def _build_environment(static: StaticFolder) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(find_folder("templates")),
         extensions=["jinja2.ext.i18n"],
+        auto_reload=False,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -158,6 +164,7 @@ def _build_environment(static: StaticFolder) -> jinja2.Environment:
     )
     install: Callable[..., None] = environment.install_gettext_callables  # type: ignore[attr-defined]
     install(gettext, ngettext, newstyle=True)
+    environment.policies["ext.i18n.trimmed"] = True
     environment.globals.update(static=static)
     environment.filters.update(name=formats.name, anchor=formats.anchor, short=short)
     for name in _FILTERS:
@@ -168,8 +175,12 @@ def _build_environment(static: StaticFolder) -> jinja2.Environment:
 
 
 def _finalize(value: object) -> object:
-    """The last word on what is printed: no hidden character reaches a page. Keeps Markup."""
-    return formats.visible(value) if isinstance(value, str) else value
+    """The last word on what is printed: no hidden character reaches a page."""
+    if not isinstance(value, str):
+        return value
+    shown = formats.visible(value)
+    # Markup stays Markup: what replaces a hidden character is harmless in HTML.
+    return value if shown == value else type(value)(shown)
 
 
 def _localized(format: Callable[..., str]) -> Callable[..., str]:

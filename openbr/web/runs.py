@@ -91,7 +91,7 @@ class Run:
 
     def stop(self) -> None:
         """Keep what arrived and let the upstream go. No-op once it ended."""
-        if self.task is not None and not self.task.done() and self.state == "running":
+        if self.task is not None and self.state == "running" and not self._stop_asked:
             self._stop_asked = True
             self.task.cancel()
 
@@ -115,8 +115,12 @@ class Run:
         except OpenbrError as exc:
             logger.error("the answer %d could not be stored: %s", self.message_id, exc.message)
         finally:
-            self._ended.set()
-            self._tell()
+            self.end()
+
+    def end(self) -> None:
+        """Tell every reader that there will be no more."""
+        self._ended.set()
+        self._tell()
 
     async def _gather(self, parts: Parts, messages: list[dict[str, str]], caller: Caller) -> None:
         from openbr.api.chat import build_request
@@ -206,8 +210,12 @@ class Runs:
         history = _history(parts.store.read(conversations.messages, conversation_id))
         self._runs[answer_id] = run
         run.task = self._keep(run.write(parts, history, caller))
-        run.task.add_done_callback(lambda _: self._runs.pop(answer_id, None))
+        run.task.add_done_callback(lambda _: self._forget(run))
         return run, asked_id
+
+    def _forget(self, run: Run) -> None:
+        self._runs.pop(run.message_id, None)
+        run.end()  # a task that is cancelled before its first step never gets there itself
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -243,7 +251,17 @@ def _add_turn(
 
 
 def _history(messages: Iterable[conversations.Message]) -> list[dict[str, str]]:
-    """What the model is told: every text so far, of both sides, in order."""
-    return [
-        {"role": message.role, "content": message.text} for message in messages if message.text
-    ]
+    """What the model is told: every text so far, in order, the sides taking turns.
+
+    A question whose answer failed is followed by the next one: the two are told as one, because
+    many models refuse two messages of the same side in a row.
+    """
+    told: list[dict[str, str]] = []
+    for message in messages:
+        if not message.text:
+            continue
+        if told and told[-1]["role"] == message.role:
+            told[-1]["content"] += "\n\n" + message.text
+        else:
+            told.append({"role": message.role, "content": message.text})
+    return told

@@ -123,6 +123,10 @@ class Exchange:
         self.kept = False
         self._socket.transport.write_eof()
 
+    def stop_reading(self) -> None:
+        """Leave what the client still sends unread."""
+        self._socket.transport.pause_reading()
+
     async def silence(self) -> None:
         """Say nothing until the client hangs up or the server stops."""
         self.kept = False
@@ -293,7 +297,8 @@ class _Socket(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        transport.set_write_buffer_limits(high=0)
+        # Blocked as soon as anything waits. Not 0: a TLS transport would never call it empty.
+        transport.set_write_buffer_limits(high=1, low=0)
         with contextlib.suppress(OSError):
             # A small buffer, so that a client that stops reading is felt here soon.
             transport.get_extra_info("socket").setsockopt(
@@ -304,7 +309,8 @@ class _Socket(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(self._answer_all())
         self._reader: asyncio.Task[None] | None = None
         if self.upstream._reading is not None:
-            transport.pause_reading()
+            # Not at once: uvloop begins to read after this callback.
+            asyncio.get_running_loop().call_soon(transport.pause_reading)
             self._reader = asyncio.get_running_loop().create_task(self._read_later())
         self.upstream.changed()
 

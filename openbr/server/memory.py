@@ -1,0 +1,76 @@
+"""The C library's heap: one arena, and given back when nobody has asked for anything for a while.
+
+In: the end of the last request. Out: freed pages. The rules that live only here: mallopt runs
+before there are threads; a trim happens once after the last request and then not again, so that an
+idle process sleeps. Where the C library is not glibc, nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Callable
+
+TRIM_AFTER_S = 10.0
+_M_ARENA_MAX = -8  # malloc.h of glibc
+
+
+def keep_one_arena() -> None:
+    """One heap for all threads: after a churn of big bodies in 16 threads it holds 35 MB where
+    the default (eight heaps a core) holds 84."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def trim() -> None:
+    import ctypes
+
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class IdleTrim:
+    """Calls `action` once when `after_s` have passed since `rest()` without new work.
+
+    Threads: event loop only. One timer at most, and none once it has acted; a busy server re-arms
+    it when it fires, not at every request.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        is_busy: Callable[[], bool],
+        action: Callable[[], None] = trim,
+        after_s: float = TRIM_AFTER_S,
+    ) -> None:
+        self._loop = loop
+        self._is_busy = is_busy
+        self._action = action
+        self._after_s = after_s
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def rest(self) -> None:
+        """The last request has finished."""
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._after_s, self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        if self._is_busy():
+            return  # the end of that work calls rest() again
+        left = self._since + self._after_s - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check)
+        else:
+            self._action()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

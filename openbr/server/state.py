@@ -1,0 +1,78 @@
+"""What all connections of a server share.
+
+In: limits. Out: uvicorn's ServerState, with a Date header made when it is asked for. The rule that
+lives only here: whoever waits for the last request or the last connection is told, and never looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from uvicorn.server import ServerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one connection, and of all. Times are seconds.
+
+    `head_s`: a request's head must be whole so long after its first byte, and a new connection
+    must have begun one. `body_rest_s`: how long the rest of a body may come after its answer.
+    `write_s`: how long a client may take nothing of what is written to it.
+    """
+
+    max_connections: int = 4000
+    max_spare: int = 64
+    """Further connections that are told 503; beyond these they are cut."""
+    max_head_bytes: int = 32 * 1024
+    max_headers: int = 128
+    max_pipelined: int = 64
+    keep_alive_s: float = 65.0
+    head_s: float = 15.0
+    body_rest_s: float = 5.0
+    write_s: float = 60.0
+
+
+class State(ServerState):
+    """Threads: event loop only."""
+
+    def __init__(self, limits: Limits, on_rest: Callable[[], None] = lambda: None) -> None:
+        # Not super().__init__(): it assigns default_headers, which is made on demand here.
+        self.total_requests = 0
+        self.connections = set()
+        self.tasks = set()
+        self.limits = limits
+        self.draining = False
+        self.on_rest = on_rest
+        self._second = -1
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._waiting: asyncio.Future[None] | None = None
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._headers = [(b"date", formatdate(second, usegmt=True).encode())]
+        return self._headers
+
+    def finish_task(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not self.tasks:
+            self.on_rest()
+
+    def lose_connection(self) -> None:
+        if not self.connections and self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def wait_for_requests(self) -> None:
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+
+    async def wait_for_connections(self) -> None:
+        while self.connections:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
