@@ -4,8 +4,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 python := $(VENV)/bin/python
-# Where there is a C compiler, tests must find compiled modules; OPENBR_PURE=1 builds none.
-cc     := $(if $(OPENBR_PURE),,$(shell command -v cc || command -v gcc || command -v clang))
 stubs  := $(patsubst openbr/_native/%.pyi,openbr._native.%,$(wildcard openbr/_native/*.pyi))
 
 .PHONY: help run test test-pure check build bench docs clean
@@ -15,7 +13,7 @@ help:
 	@echo "make run        install what is missing, start the gateway (ARGS=... are its flags)"
 	@echo "make test       install what tests need, run them all (ARGS=... go to pytest)"
 	@echo "make test-pure  the same tests without any compiled module"
-	@echo "make check      ruff, mypy --strict, stubtest"
+	@echo "make check      ruff, mypy --strict, stubtest, translations"
 	@echo "make build      the wheel, in dist/"
 	@echo "make bench      measure, and compare with other ways (ARGS=... go to bench/run.py)"
 	@echo "make docs       write docs/configuration.md anew from the code"
@@ -30,36 +28,36 @@ $(VENV)/%.stamp: $(VENV)/openbr.stamp pyproject.toml
 	@$(PYTHON) tools/venv.py $(VENV) $*
 	@touch $@
 
-# What is fetched rather than installed. Without a network openbr still runs, and says what is missing.
-define fetch
-@$(python) tools/assets.py || echo "openbr: going on without the browser-side files" >&2
-@$(python) tools/locale.py compile
-@$(python) -m openbr models pull || echo "openbr: going on without the local model" >&2
-endef
+# Fetched, not installed. Without a network openbr still runs, and its pages say what is missing.
+assets := $(python) tools/assets.py || echo "openbr: going on without the browser-side files" >&2
+model  := $(python) -m openbr models pull || echo "openbr: going on without the local model" >&2
 
 run: $(VENV)/openbr.stamp
-	$(fetch)
+	@$(assets)
+	@$(model)
 	@exec $(python) -m openbr run $(ARGS)
 
-test: $(VENV)/openbr.stamp $(VENV)/test.stamp
-	$(fetch)
+# The tests fetch the local model themselves, into .cache. test-pure runs in a copy without compiled
+# modules and shares that model. Where openbr can be compiled, `test` fails when it was not.
+test: run_tests = OPENBR_REQUIRE_NATIVE=$$(cat $(VENV)/can-compile) $(python)
+test-pure: run_tests = $(python) tools/pure.py build/pure
+test test-pure: $(VENV)/openbr.stamp $(VENV)/test.stamp
+	@$(assets)
 	@browser=$$($(python) tools/browser.py --install) && \
-	OPENBR_BROWSER="$$browser" OPENBR_REQUIRE_NATIVE=$(if $(cc),1) $(python) -m pytest $(ARGS)
-
-# A copy without compiled modules, put before the checkout on every path.
-test-pure: $(VENV)/openbr.stamp $(VENV)/test.stamp
-	$(fetch)
-	@browser=$$($(python) tools/browser.py --install) && \
-	OPENBR_BROWSER="$$browser" $(python) tools/pure.py build/pure -m pytest $(ARGS)
+	OPENBR_TEST_MODELS="$${OPENBR_TEST_MODELS:-$(CURDIR)/.cache/openbr-test-models}" \
+	OPENBR_BROWSER="$$browser" $(run_tests) -m pytest $(ARGS)
 
 check: $(VENV)/openbr.stamp $(VENV)/test.stamp
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m mypy
-	$(if $(cc),$(python) -m mypy.stubtest --ignore-missing-stub $(stubs),@echo "no C compiler: no stubtest")
+	$(python) tools/texts.py check
+	@if [ -s $(VENV)/can-compile ]; then set -x; \
+	$(python) -m mypy.stubtest --ignore-missing-stub $(stubs); \
+	else echo "openbr: nothing compiled here, so no stub was checked"; fi
 
 build: $(VENV)/openbr.stamp $(VENV)/test.stamp
-	$(fetch)
+	@$(assets)
 	$(python) -m build --wheel --no-isolation
 
 bench: $(VENV)/openbr.stamp $(VENV)/bench.stamp
@@ -69,6 +67,6 @@ docs: $(VENV)/openbr.stamp
 	@$(python) tools/reference.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache
 	rm -f openbr/_native/*.so static/vendor/*.js static/vendor/*.css
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -139,15 +139,13 @@ def read_size(pid: int) -> Size:
 
 
 def read_activity(pid: int) -> Activity:
-    """Voluntary context switches and CPU time of every thread since the start."""
-    wakeups = 0
+    """Voluntary context switches and time on a core, of every thread since its start."""
+    wakeups = nanoseconds = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         status = (task / "status").read_text()
         wakeups += int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.M)[0])
-    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return Activity(
-        wakeups=wakeups, cpu_s=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
-    )
+        nanoseconds += int((task / "schedstat").read_text().split()[0])
+    return Activity(wakeups=wakeups, cpu_s=nanoseconds / 1e9)
 
 
 def free_port() -> int:

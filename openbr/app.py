@@ -94,7 +94,7 @@ class App:
         self._hosts = Hosts(config.server.public_hosts, lan=config.server.bind != "loopback")
         self._models = ModelsEndpoint(self.catalogue)
         self._v1: Mapping[str, Mapping[str, Endpoint]] = {
-            "/v1/models": {"GET": self._models.list, "HEAD": self._models.list},
+            "/v1/models": {"GET": self._models.list_all, "HEAD": self._models.list_all},
             "/v1/chat/completions": {"POST": ChatEndpoint(self.gateway, config.limits)},
         }
         self._pages = self._build_pages()

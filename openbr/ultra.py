@@ -87,7 +87,9 @@ def blake3_hash(data: Data) -> bytes:
 
     Raises: TypeError if data is not bytes-like.
     """
-    return _blake3()(data).digest()
+    hasher = _blake3()()
+    hasher.update(data)
+    return hasher.digest()
 
 
 def xxh3_hash(data: Data) -> bytes:
@@ -102,8 +104,7 @@ def xxh3_hash(data: Data) -> bytes:
 
 def hash_batch(items: Iterable[Data]) -> list[bytes]:
     """The BLAKE3 digests of many items, in order. Was: hashBatch."""
-    hasher = _blake3()
-    return [hasher(item).digest() for item in items]
+    return [blake3_hash(item) for item in items]
 
 
 def create_blake3_hasher() -> blake3:

@@ -10,6 +10,8 @@ import pytest
 
 from openbr.config import Config
 
+pytest_plugins = ["conftest_model"]
+
 
 class Clock:
     """Monotonic seconds that pass when a test says so."""

@@ -28,6 +28,7 @@ class FakeHub(FakeUpstream):
     cuts         bytes that the n-th body may have before the connection closes; None for all
     gate         a Gate that every piece of a body takes a permit from
     with_digest  whether the hub says the sha256 of a file
+    announced    a sha256 to say instead of the true one
     etag         what the storage says; None for the file's digest
     with_ranges  whether the storage continues a download
     login        user:password that everything needs
@@ -129,5 +130,6 @@ class FakeHub(FakeUpstream):
             if self.gate is not None:
                 await self.gate.wait()
             await exchange.send(body[at : at + PIECE])
+            self.changed()
         if cut is not None:
             exchange.close()

@@ -143,7 +143,14 @@ def test_a_login_lives_as_long_as_its_key(store: Store, clock: Any) -> None:
 
 
 OURS = ["localhost", "localhost:18789", "127.0.0.1:80", "[::1]:18789", "LOCALHOST", "box.example"]
-FOREIGN = ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.5", "[::2]"]
+FOREIGN = [
+    "",
+    "evil.example",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "10.0.0.5",
+    "[::2]",
+]
 
 
 @pytest.mark.parametrize("host", OURS)

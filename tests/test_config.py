@@ -313,7 +313,7 @@ def test_refused_addresses(refusal: Refusal, url: str, reason: str) -> None:
     [
         ("[server]\nprot = 1\n", 2, 'did you mean "port"?'),
         ("# c\n\n[sever]\nport = 1\n", 3, 'did you mean "server"?'),
-        ('[limits]\nmax_bdy = 1\n[server]\nport = 1\n', 2, 'did you mean "max_body"?'),
+        ("[limits]\nmax_bdy = 1\n[server]\nport = 1\n", 2, 'did you mean "max_body"?'),
         (PROVIDER + 'apikey = "' + CANARY + '"\n', 4, 'did you mean "api_key"?'),
         (PROVIDER + '[[routes]]\nmodel = "a"\nmodle = "b"\n', 6, 'did you mean "model"?'),
         ("zzz = 1\n", 1, "known: server, auth, local, limits, providers, routes"),

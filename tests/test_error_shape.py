@@ -130,9 +130,7 @@ def test_keys_and_scopes(make_config: Callable[..., Config]) -> None:
     answer = ask(config, "GET", "/v1/models", headers={"authorization": "Bearer no"})
     check(answer, 401, "authentication_error", "invalid_api_key")
     headers = {"authorization": f"Bearer {key}"}
-    check(
-        ask(config, "GET", "/v1/models", prepare, headers=headers), 403, "permission_error", None
-    )
+    check(ask(config, "GET", "/v1/models", prepare, headers=headers), 403, "permission_error", None)
 
 
 def test_health_needs_no_key_and_says_why_it_is_not_ready(

@@ -62,9 +62,9 @@ def test_a_streamed_answer_arrives_piece_by_piece(
 ) -> None:
     upstream.gate = gate = Gate()
     try:
+        gate.release(1)
         stream = client.chat.completions.create(model="fake/alpha", messages=HELLO, stream=True)
         texts = []
-        gate.release(1)
         for chunk in stream:
             if text := chunk.choices[0].delta.content:
                 texts.append(text)
@@ -82,9 +82,10 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, upstream: OpenAIUpstr
     with pytest.raises(openai.RateLimitError):
         client.chat.completions.create(model="fake/beta", messages=HELLO)
     upstream.failures["beta"] = broken_stream("one", how="reset")
-    with pytest.raises(openai.APIError), client.chat.completions.create(
-        model="fake/beta", messages=HELLO, stream=True
-    ) as stream:
+    with (
+        pytest.raises(openai.APIError),
+        client.chat.completions.create(model="fake/beta", messages=HELLO, stream=True) as stream,
+    ):
         for _ in stream:
             pass
 
@@ -114,9 +115,12 @@ def test_a_client_that_leaves_before_the_first_token(
     upstream.gate = gate = Gate()
     try:
         seen = len(upstream.chats)
-        with openai.OpenAI(
-            base_url=gateway.base_url, api_key="x", max_retries=0, timeout=0.3
-        ) as hasty, pytest.raises(openai.APITimeoutError):
+        with (
+            openai.OpenAI(
+                base_url=gateway.base_url, api_key="x", max_retries=0, timeout=0.3
+            ) as hasty,
+            pytest.raises(openai.APITimeoutError),
+        ):
             hasty.chat.completions.create(model="fake/alpha", messages=HELLO, stream=True)
         connection = upstream.chats[seen].connection
         upstream.wait(lambda _: connection.closed_at is not None)
@@ -128,14 +132,13 @@ def test_a_client_that_leaves_before_the_first_token(
 
 @pytest.mark.model
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_the_real_model_knows_the_capital(
-    local_model: Path, tmp_path: Path, stream: bool
-) -> None:
+def test_the_real_model_knows_the_capital(local_model: Path, tmp_path: Path, stream: bool) -> None:
     models = tmp_path / "state" / "models"
     shutil.copytree(local_model, models)
-    with GatewayProcess(tmp_path) as gateway, openai.OpenAI(
-        base_url=gateway.base_url, api_key="unused"
-    ) as client:
+    with (
+        GatewayProcess(tmp_path) as gateway,
+        openai.OpenAI(base_url=gateway.base_url, api_key="unused") as client,
+    ):
         answer = client.chat.completions.create(
             model="default",
             messages=[{"role": "user", "content": "What is the capital of Brazil?"}],

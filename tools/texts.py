@@ -28,7 +28,9 @@ KEYWORDS = {**DEFAULT_KEYWORDS, "N_": None, "say": None}
 
 def extract() -> Catalog:
     """Every text of the templates and the pages, in the order of the files."""
-    catalog = Catalog(project="openbr", charset="utf-8", header_comment="# Texts of openbr's pages.")
+    catalog = Catalog(
+        project="openbr", charset="utf-8", header_comment="# Texts of openbr's pages."
+    )
     for folder in ("openbr/web", "templates"):
         for name, line, message, comments, context in extract_from_dir(
             ROOT / folder,

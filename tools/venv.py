@@ -108,18 +108,31 @@ def native_files(python):
     return {source.stem: source.with_suffix(suffix) for source in sources}
 
 
+def why_not_compiled(python):
+    """Why this machine cannot compile for this Python, or "" when it can."""
+    if os.environ.get("OPENBR_PURE"):
+        return "OPENBR_PURE is set"
+    compilers = ((os.environ.get("CC") or "cc").split()[0], "gcc", "clang")
+    if not any(map(shutil.which, compilers)):
+        return "no C compiler on PATH"
+    include = ask(python, "import sysconfig; print(sysconfig.get_path('include'))")
+    if not pathlib.Path(include, "Python.h").exists():
+        return "no Python.h, as Debian has it in python3-dev"
+    return ""
+
+
 def report_native(python):
+    """Say what was compiled. The file that tests look at is empty where nothing can be."""
     files = native_files(python)
     missing = ", ".join(name for name, file in files.items() if not file.exists())
-    compilers = (os.environ.get("CC") or "cc", "cc", "gcc", "clang")
+    why = why_not_compiled(python)
+    (python.parent.parent / "can-compile").write_text("" if why else "1")
     if not missing:
         say("compiled " + ", ".join(files))
-    elif os.environ.get("OPENBR_PURE"):
-        say(f"OPENBR_PURE is set: {missing} in plain Python")
-    elif any(shutil.which(name.split()[0]) for name in compilers):
-        say(f"NOT COMPILED: {missing}; going on in plain Python, slower. Why: {log_file(python)}")
+    elif why:
+        say(f"{why}: {missing} in plain Python, slower; later: touch setup.py and run make again")
     else:
-        say(f"no C compiler on PATH: {missing} in plain Python, slower")
+        say(f"NOT COMPILED: {missing}; going on in plain Python, slower. Why: {log_file(python)}")
 
 
 def main():

@@ -22,7 +22,7 @@ class ModelsEndpoint:
         self._encoded = b""
         self._version = -1
 
-    async def list(self, exchange: Exchange) -> None:
+    async def list_all(self, exchange: Exchange) -> None:
         self._catalogue.refresh(forced=False)
         if self._version != self._catalogue.version:
             self._encoded = encode_json({"object": "list", "data": self._listed()})

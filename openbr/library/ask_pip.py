@@ -17,8 +17,8 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-# Tried with 22.3 to 26.3: up to 25.1 `pip install --dry-run` fetches the whole wheel.
-_REPORTS_WITHOUT_DOWNLOAD = (25, 2)
+# Tried with 22.3 to 26.3: up to 25.2 `pip install --dry-run` fetches the whole wheel.
+_REPORTS_WITHOUT_DOWNLOAD = (25, 3)
 _FLAGS = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps"]
 _FLAGS += ["--only-binary", ":all:", "--retries", "2", "--timeout", "15"]
 

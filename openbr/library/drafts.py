@@ -71,7 +71,7 @@ class Draft:
 
 
 class Part:
-    """An unfinished download that the next run may continue. Stays unless `discard()` is called."""
+    """An unfinished download that the next run may continue: it stays, unless it is empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,6 +90,8 @@ class Part:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
+            if not self.size:
+                self.path.unlink()
 
     def write(self, data: bytes) -> None:
         with disk_errors(self.path):

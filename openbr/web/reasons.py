@@ -58,7 +58,9 @@ _TABLE = (
         "tls",
         N_("certificate refused"),
         N_("The certificate of %(provider)s cannot be trusted."),
-        N_("Check its base_url and its certificate: openbr connects to none that it cannot verify."),
+        N_(
+            "Check its base_url and its certificate: openbr connects to none that it cannot verify."
+        ),
     ),
     Reason(
         "auth",

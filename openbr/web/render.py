@@ -54,10 +54,10 @@ def find_folder(name: str) -> Path:
 class Pages:
     """Templates, languages and static files of one gateway; each is loaded when first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, static: StaticFolder | None = None) -> None:
         self._environment: jinja2.Environment | None = None
         self._languages: dict[str, Language] = {}
-        self._static: StaticFolder | None = None
+        self._static = static
 
     @property
     def static(self) -> StaticFolder:

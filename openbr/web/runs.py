@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openbr.errors import InvalidRequestError, OpenbrError, StreamInterruptedError
@@ -111,7 +111,7 @@ class Run:
             state, failure = "cut" if self.pieces else "failed", encode_failure(exc)
         self.state, self.failure = state, failure
         try:
-            await parts.store.commit(self._save, time.time())
+            await parts.store.commit(self._save, parts.now())
         except OpenbrError as exc:
             logger.error("the answer %d could not be stored: %s", self.message_id, exc.message)
         finally:
@@ -164,6 +164,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._runs: dict[int, Run] = {}
+        self._beginning: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def get(self, message_id: int) -> Run | None:
@@ -182,8 +183,10 @@ class Runs:
         None begins a new conversation. A caller that is cancelled does not leave a stored
         message without its run. Raises: BusyError, NotFoundError, ServiceUnavailableError.
         """
-        if conversation_id is not None and self.of(conversation_id) is not None:
-            raise BusyError("an answer is still being written in this conversation")
+        if conversation_id is not None:
+            if conversation_id in self._beginning or self.of(conversation_id) is not None:
+                raise BusyError("an answer is still being written in this conversation")
+            self._beginning.add(conversation_id)
         return await asyncio.shield(
             self._keep(self._begin(parts, caller, conversation_id, title, text))
         )
@@ -202,16 +205,19 @@ class Runs:
     ) -> tuple[Run, int]:
         facts = parts.router.in_use(ROUTE)
         chosen = facts.chosen.model if facts.chosen else None
-        begun = await parts.store.commit(
-            _add_turn, conversation_id, title, text, chosen, parts.now()
-        )
-        conversation_id, asked_id, answer_id = begun
-        run = Run(answer_id, conversation_id, chosen, facts.in_use)
-        history = _history(parts.store.read(conversations.messages, conversation_id))
-        self._runs[answer_id] = run
+        try:
+            begun = await parts.store.commit(
+                _add_turn, conversation_id, title, text, chosen, parts.now()
+            )
+            run = Run(begun.answer_id, begun.conversation_id, chosen, facts.in_use)
+            history = _history(parts.store.read(conversations.messages, begun.conversation_id))
+            self._runs[begun.answer_id] = run
+        finally:
+            if conversation_id is not None:
+                self._beginning.discard(conversation_id)
         run.task = self._keep(run.write(parts, history, caller))
         run.task.add_done_callback(lambda _: self._forget(run))
-        return run, asked_id
+        return run, begun.asked_id
 
     def _forget(self, run: Run) -> None:
         self._runs.pop(run.message_id, None)
@@ -224,6 +230,13 @@ class Runs:
         return task
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    conversation_id: int
+    asked_id: int
+    answer_id: int
+
+
 def _add_turn(
     connection: sqlite3.Connection,
     conversation_id: int | None,
@@ -231,7 +244,7 @@ def _add_turn(
     text: str,
     chosen: str | None,
     now: float,
-) -> tuple[int, int, int]:
+) -> _Begun:
     """One transaction: the conversation if new, what was asked, the place of the answer."""
     if conversation_id is None:
         conversation_id = conversations.create(connection, title=title, now=now)
@@ -247,7 +260,7 @@ def _add_turn(
         now=now,
         chosen_model=chosen,
     )
-    return conversation_id, asked, answer
+    return _Begun(conversation_id, asked, answer)
 
 
 def _history(messages: Iterable[conversations.Message]) -> list[dict[str, str]]:

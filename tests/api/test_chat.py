@@ -172,9 +172,7 @@ def test_sizes_are_counted_as_they_come(serve: Any) -> None:
 
 STREAMED = {"model": "fake/alpha", "messages": HELLO, "stream": True}
 WHOLE = {"model": "fake/alpha", "messages": HELLO}
-HTML = raw(
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 13\r\n\r\n<html></html>"
-)
+HTML = raw(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 13\r\n\r\n<html></html>")
 
 
 @pytest.mark.parametrize("body", [STREAMED, WHOLE], ids=["streamed", "whole"])

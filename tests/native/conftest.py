@@ -1,4 +1,4 @@
-"""Fixtures: each module of the native layer, compiled and pure, and a clock that is ticked by hand."""
+"""Fixtures: each module of the native layer, compiled and pure; a clock ticked by hand."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Nothing is left behind: each scenario many times in a fresh process, memory measured at the end."""
+"""Nothing is left behind: each scenario many times in a fresh process, and memory measured."""
 
 import subprocess
 import sys

@@ -138,7 +138,7 @@ def test_eq_that_changes_the_cache(make, method, act):
     key = Key(3, change)
     METHODS[method](cache, key)
     key.act = None
-    names = [k.name for k in cache.keys() if isinstance(k, Key)]
+    names = [k.name for k in cache if isinstance(k, Key)]
     assert len(names) == len(set(names))  # no key twice
     check(cache)
 
@@ -277,19 +277,17 @@ def test_a_destructor_cannot_reach_a_cache_that_is_half_gone(make):
 
 
 def test_cycles_are_collected(make):
-    gc.collect()
-    cache = make(4, on_evict=lambda *_: cache)
-    cache["self"] = cache
-
     class Value:
-        pass
+        def told(self, key, value, reason):
+            pass
 
     value = Value()
-    value.cache = cache
-    cache["value"] = value
-    cache[Key(value)] = 1
-    references = [weakref.ref(cache), weakref.ref(value)]
-    del cache, value
+    value.cache = make(4, on_evict=value.told)
+    value.cache["self"] = value.cache
+    value.cache["value"] = value
+    value.cache[Key(value)] = 1
+    references = [weakref.ref(value.cache), weakref.ref(value)]
+    del value
     gc.collect()
     assert [reference() for reference in references] == [None, None]
 
@@ -425,7 +423,7 @@ def test_eight_threads(make, fast_switching, key):
                 cache.clear()
 
     run_threads(8, work)
-    keys = [k.n if key is SlowKey else k for k in cache.keys()]
+    keys = [k.n if key is SlowKey else k for k in cache]
     assert len(keys) == len(set(keys)) == len(cache)
     stats = cache.stats()
     assert stats.hits + stats.misses == 8 * 1200

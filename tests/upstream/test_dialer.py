@@ -218,14 +218,16 @@ def test_tls_is_verified_and_kept(run: Any, authority: Any) -> None:
     async def main() -> None:
         tls = authority.server("127.0.0.1", "model.example")
         answers = [reply(b"one"), chunked(b"t", b"wo"), close(b"HTTP/1.1 200 OK\r\n\r\nthree")]
-        async with FakeUpstream(*answers, tls=tls) as server:
-            async with client(server, ssl_context_factory=authority.client) as c:
-                assert server.url.startswith("https://")
-                assert await c.get() == (200, b"one")
-                assert await c.get(body=b"x" * 1_000_000) == (200, b"two")
-                assert len(server.connections) == 1
-                assert len(server.requests[1].body) == 1_000_000
-                assert await c.get() == (200, b"three")
+        async with (
+            FakeUpstream(*answers, tls=tls) as server,
+            client(server, ssl_context_factory=authority.client) as c,
+        ):
+            assert server.url.startswith("https://")
+            assert await c.get() == (200, b"one")
+            assert await c.get(body=b"x" * 1_000_000) == (200, b"two")
+            assert len(server.connections) == 1
+            assert len(server.requests[1].body) == 1_000_000
+            assert await c.get() == (200, b"three")
 
     run(main())
 

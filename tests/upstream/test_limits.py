@@ -271,6 +271,22 @@ def test_an_early_refusal_of_a_large_body_arrives(run: Any) -> None:
     run(main())
 
 
+def test_an_early_refusal_is_heard_before_its_body_ends(run: Any) -> None:
+    async def main() -> None:
+        async def too_large(exchange: Any) -> None:
+            exchange.stop_reading()
+            await exchange.send(head(413, CHUNKED))
+            await exchange.silence()
+
+        async with FakeUpstream(too_large, early=True) as server, client(server) as c:
+            response = await c.ask(body=b"x" * 30_000_000)
+            assert response.status == 413
+            response.close()
+            await all_closed(c.upstream)
+
+    run(main())
+
+
 def test_an_answer_that_begins_before_its_request_ends(run: Any) -> None:
     async def main() -> None:
         async def eager(exchange: Any) -> None:
