@@ -166,10 +166,11 @@ class Library:
         Raises: LibraryError; nothing that looks complete was kept, and a next run continues.
         """
         from openbr.library.pull import Pull
-        from openbr.library.sources import DEFAULT, HUB, PACKAGED, parse_source
+        from openbr.library.sources import DEFAULT, HUB, PACKAGED, check_hub, parse_source
 
         packaged = PACKAGED if self._packaged is None else self._packaged
         wanted = parse_source(source or DEFAULT, packaged)
+        hub = check_hub(hub or HUB)
         name = check_name(name or wanted.name)
         pull = Pull(self, wanted, name, tell)
         if (present := pull.find_present()) is not None:
@@ -180,7 +181,7 @@ class Library:
             if (present := pull.find_present()) is not None:
                 return present
             self.refuse_taken(name)
-            return pull.run(hub or HUB)
+            return pull.run(hub)
 
     def remove(self, name: str) -> int:
         """Delete a model and whatever an interrupted command left of it; returns bytes freed."""

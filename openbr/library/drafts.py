@@ -90,7 +90,7 @@ class Part:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
-            if not self.size:
+            if not self.path.stat().st_size:
                 self.path.unlink()
 
     def write(self, data: bytes) -> None:

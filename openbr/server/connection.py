@@ -66,6 +66,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**parts)
         self._limits = self.server_state.limits
         self._is_over = False
+        self._in_head = False
         self._in_body = False
         self._hosts = 0
         self._host = b""
@@ -140,6 +141,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._in_head = True
         self._hosts = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -156,6 +158,7 @@ class Connection(HttpToolsProtocol):
             self._plain_head = self._encode_plain_head()
             return
         self._stop_waiting()
+        self._in_head = False
         self._in_body = True
         self._unframed = 0
         super().on_headers_complete()
@@ -210,7 +213,7 @@ class Connection(HttpToolsProtocol):
                 # The answer came before the whole body: the rest is dropped, for a while.
                 self._unset_keepalive_if_required()
                 self._wait(self._limits.body_rest_s, self._leave)
-            elif self._unframed:
+            else:
                 self._await_request()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -243,7 +246,7 @@ class Connection(HttpToolsProtocol):
         return (running is None or running.response_complete) and not self.pipeline
 
     def _await_request(self) -> None:
-        if self._unframed:
+        if self._in_head or self._unframed:
             self._unset_keepalive_if_required()
             if self._timer is None:
                 self._wait(self._limits.head_s, self._head_is_late)
@@ -267,7 +270,7 @@ class Connection(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._timer = None
-        if self._unframed:
+        if self._in_head or self._unframed:
             message = f"the request's head was not whole after {self._limits.head_s:g} s"
             self._refuse(_error(408, "head_timeout", message))
         else:
@@ -351,7 +354,7 @@ class Connection(HttpToolsProtocol):
         is reset, and a reset destroys an answer on its way."""
         if self._leaving:
             return
-        is_input_left = self._in_body or self._deaf or self._unframed
+        is_input_left = self._in_body or self._in_head or self._unframed or self._deaf
         self._leaving = self._deaf = True
         self._unset_keepalive_if_required()
         self._stop_waiting()

@@ -251,7 +251,8 @@ class Connection(asyncio.Protocol):
     def _finish(self, response: UpstreamResponse) -> None:
         """The answer is whole: free the connection before its reader runs."""
         self._response = None
-        if self._is_kept and not self._is_writing and self.is_usable:
+        is_quiet = not (self._is_writing or self._is_read_paused)
+        if self._is_kept and is_quiet and self.is_usable:
             self.is_reused = True
             self.idle_since = response.heard_at
             self._pool.take_back(self)

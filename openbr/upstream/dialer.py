@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -44,6 +45,13 @@ def default_ssl_context() -> ssl.SSLContext:
     return context
 
 
+@dataclass(slots=True)
+class _Step:
+    """What is being waited for, should time run out."""
+
+    name: str
+
+
 class Dialer:
     """Opens connections. Keeps the TLS context, and the DNS questions that are being asked.
 
@@ -60,25 +68,25 @@ class Dialer:
         self, target: Target, proxy: Proxy | None, pool: ConnectionPool, timeout_s: float
     ) -> Connection:
         """Raises: UpstreamError with reason timeout, dns, refused, tls or protocol."""
-        step = [""]
+        step = _Step("")
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._dial(target, proxy, pool, step)
         except TimeoutError as exc:
             raise UpstreamTimeoutError(
-                f"{target.host_and_port}: connect timeout: {step[0]} took longer than "
+                f"{target.host_and_port}: connect timeout: {step.name} took longer than "
                 f"{timeout_s:g} s"
             ) from exc
 
     async def _dial(
-        self, target: Target, proxy: Proxy | None, pool: ConnectionPool, step: list[str]
+        self, target: Target, proxy: Proxy | None, pool: ConnectionPool, step: _Step
     ) -> Connection:
         loop = asyncio.get_running_loop()
         called: Target | Proxy = proxy or target
         who = f"the proxy {proxy.host_and_port}" if proxy else target.host_and_port
-        step[0] = f"finding the address of {called.host}"
+        step.name = f"finding the address of {called.host}"
         addresses = await self._resolve(called.host, called.port)
-        step[0] = f"connecting to {who}"
+        step.name = f"connecting to {who}"
         try:
             connected = await _connect_any(loop, addresses)
         except OSError as exc:
@@ -87,9 +95,9 @@ class Dialer:
             context = None
             if target.scheme == "https":
                 if proxy is not None:
-                    step[0] = f"the tunnel through {who}"
+                    step.name = f"the tunnel through {who}"
                     await _open_tunnel(loop, connected, target, proxy)
-                step[0] = f"the TLS handshake with {target.host_and_port}"
+                step.name = f"the TLS handshake with {target.host_and_port}"
                 context = await self._tls(loop)
             return await _begin(loop, connected, target, context, pool)
         except BaseException:

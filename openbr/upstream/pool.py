@@ -16,10 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from openbr.errors import UpstreamUnavailableError
-from openbr.upstream.connection import (
-    WRITE_PIECE,
-    Connection,
-)
+from openbr.upstream.connection import WRITE_PIECE, Connection
 from openbr.upstream.dialer import Dialer, refused_by_proxy
 from openbr.upstream.proxy import Proxy, find_proxy
 from openbr.upstream.request import Timeouts

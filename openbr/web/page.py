@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
@@ -92,13 +93,18 @@ async def send_error_page(
 
 def error_page(request: Request, error: OpenbrError) -> Response:
     """A whole page in the layout, or for htmx the notice of the page that asked."""
-    response = render(
+    show = partial(
+        render,
         request,
         "pages/error.html",
         "fragments/error.html",
         {"error": error, "status": error.status, "page": ""},
         status=error.status,
     )
+    try:
+        response = show()
+    except OpenbrError:
+        response = show(bare=True)  # what failed may be what the layout wanted to show
     if isinstance(error, MethodNotAllowedError):
         response.headers["allow"] = error.allow
     if error.retry_after_s is not None:

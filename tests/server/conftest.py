@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from openbr.server.connection import Connection
 from openbr.server.lifecycle import Server
 from openbr.server.sockets import open_sockets
 from openbr.server.state import Limits
@@ -107,6 +108,9 @@ class Running:
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port, **options))
         self.clients.append(client)
         return client
+
+    def connections(self) -> list[Connection]:
+        return [c for c in self.server.server_state.connections if isinstance(c, Connection)]
 
     async def ask(self, data: bytes) -> Answer:
         client = await self.connect()

@@ -78,7 +78,7 @@ def test_refused_at_once(run: Any) -> None:
         with refused() as url:
             begun = time.monotonic()
             await fails(Target.parse(url), "refused the connection: is the server", "refused")
-            assert time.monotonic() - begun < 0.1
+            assert time.monotonic() - begun < 0.5
 
     run(main())
 

@@ -105,11 +105,9 @@ def test_idle_timeout_inside_a_body(run: Any, begin: bytes) -> None:
 def test_a_slow_body_is_no_silence(run: Any) -> None:
     async def main() -> None:
         body = b"x" * 100
-        answer = throttled(head(200, {"content-length": "100"}) + body, 10 / (SHORT_S / 3), size=10)
-        async with (
-            FakeUpstream(answer) as server,
-            client(server, replace(LIMITS, idle_s=SHORT_S)) as c,
-        ):
+        # A piece every 0.1 s, 1.4 s in all.
+        answer = throttled(head(200, {"content-length": "100"}) + body, 100, size=10)
+        async with FakeUpstream(answer) as server, client(server, replace(LIMITS, idle_s=0.7)) as c:
             assert await c.get() == (200, body)
 
     run(main())
@@ -119,7 +117,7 @@ def test_total_timeout_ends_a_busy_stream(run: Any) -> None:
     async def main() -> None:
         async with (
             FakeUpstream(throttled(head(200) + b"x" * 100_000, 2000, size=20)) as server,
-            client(server, replace(LIMITS, total_s=2 * SHORT_S, idle_s=SHORT_S)) as c,
+            client(server, replace(LIMITS, total_s=2 * SHORT_S)) as c,
         ):
             async with times_out("total timeout", 2 * SHORT_S):
                 response = await c.ask()
@@ -168,12 +166,10 @@ def test_a_limit_that_has_passed_does_not_touch_the_next_request(run: Any) -> No
 def test_an_unread_body_stops_the_upstream(run: Any, authority: Any, is_tls: bool) -> None:
     async def main() -> None:
         tls = authority.server("127.0.0.1") if is_tls else None
-        other = delayed(3 * SHORT_S, reply(b"other"))
+        other = delayed(0.7, reply(b"other"))
         async with (
             FakeUpstream(flood(), other, tls=tls) as server,
-            client(
-                server, replace(LIMITS, idle_s=SHORT_S), ssl_context_factory=authority.client
-            ) as c,
+            client(server, replace(LIMITS, idle_s=0.5), ssl_context_factory=authority.client) as c,
         ):
             response = await c.ask()
             await server.until(lambda s: s.connections[0].is_blocked)

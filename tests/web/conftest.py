@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 from web.states import CHATS, MODELS
-from web.world import World
+from web.world import World, copy_static
+
+from openbr.web.render import Pages
+from openbr.web.static import StaticFolder
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = os.environ.get("OPENBR_GOLDEN") == "write"
 
 
 @pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Times of day on the pages are those of this machine: here it stands at Greenwich."""
+def same_every_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Times of day on the pages are those of this machine: here it stands at Greenwich, and
+    waits have no jitter."""
+    monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     yield
@@ -26,16 +31,22 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    """Templates are compiled once for all worlds."""
+    return Pages(StaticFolder(copy_static(tmp_path_factory.mktemp("pages"))))
+
+
 @pytest.fixture
-def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+def make_world(tmp_path: Path, pages: Pages) -> Iterator[Callable[..., World]]:
     made: list[World] = []
 
-    def make(state: str = "", toml: str = "") -> World:
+    def make(state: str = "", toml: str = "", *, own_pages: bool = False) -> World:
         """An empty world, or one in a named state."""
         build, config = {**MODELS, **CHATS}.get(state, (None, toml))
         folder = tmp_path / f"world{len(made)}"
         folder.mkdir()
-        world = World(folder, config)
+        world = World(folder, config, None if own_pages else pages)
         made.append(world)
         if build is not None:
             build(world)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+from fake_upstream import Gate
 from web.world import Script, World
 
 from openbr.errors import (
@@ -220,7 +221,8 @@ def loading_worker(world: World) -> None:
 
 def writing(world: World) -> None:
     loaded(world)
-    gate = asyncio.Semaphore(1)
+    gate = Gate()
+    gate.release()
     world.providers["anthropic"].script = Script(pieces=["Dá para ", "fazer"], gate=gate)
     world.run(begin(world))
 

@@ -33,9 +33,7 @@ def test_models(
 
 
 @languages
-def test_a_refused_choice(
-    language: str, make_world: Callable[..., World], golden: Golden
-) -> None:
+def test_a_refused_choice(language: str, make_world: Callable[..., World], golden: Golden) -> None:
     world = make_world("loaded")
     part = world.post("/ui/models", {"model": "ollama/gone"}, htmx=True, language=language)
     assert part.status == 404
@@ -78,9 +76,7 @@ def test_login(language: str, make_world: Callable[..., World], golden: Golden) 
 
 @languages
 @pytest.mark.parametrize("path", ["/ui/nothing", "/ui/chat/99"])
-def test_errors(
-    path: str, language: str, make_world: Callable[..., World], golden: Golden
-) -> None:
+def test_errors(path: str, language: str, make_world: Callable[..., World], golden: Golden) -> None:
     world = make_world("loaded")
     page = world.get(path, language=language)
     assert page.status == 404

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from asgi import Response, call
+from fake_upstream import Gate
 from starlette.applications import Starlette
 
 from openbr.auth import OWNER, Auth
@@ -52,7 +53,7 @@ class Script:
     breaks: OpenbrError | None = None
     usage: Usage | None = field(default_factory=lambda: Usage(input_tokens=38, output_tokens=126))
     ttft_s: float = 0.41
-    gate: asyncio.Semaphore | None = None
+    gate: Gate | None = None
     opening: asyncio.Event | None = None
 
 
@@ -103,7 +104,7 @@ class ScriptedStream(ChatStream):
 
     async def next(self) -> bytes:
         if self._script.gate is not None:
-            await self._script.gate.acquire()
+            await self._script.gate.wait()
         else:
             await asyncio.sleep(0)
         if self._left:
@@ -119,9 +120,20 @@ class ScriptedStream(ChatStream):
         self._provider.closed += 1
 
 
+def copy_static(folder: Path) -> Path:
+    """The static files with stand-ins for the fetched ones: tests need no network."""
+    copy = folder / "static"
+    shutil.copytree(STATIC, copy, ignore=shutil.ignore_patterns("*.min.js", ".*"))
+    for name in VENDOR:
+        (copy / name).write_text("// " + name)
+    return copy
+
+
 class World:
-    def __init__(self, folder: Path, toml: str = "") -> None:
+    def __init__(self, folder: Path, toml: str = "", pages: Pages | None = None) -> None:
+        """`pages`: compiled templates that other worlds use too; None makes its own."""
         self.folder = folder
+        self.pages = pages or Pages(StaticFolder(copy_static(folder)))
         path = folder / "config.toml"
         path.write_text("[local]\nenabled = false\n" + toml)
         environ = {"HOME": str(folder), "OPENBR_STATE": str(folder / "state")}
@@ -165,27 +177,13 @@ class World:
             auth=Auth(self.store, required=True),
             started_at=self.now,
             now=lambda: self.now,
+            pages=self.pages,
         )
-        self.parts.pages = Pages(StaticFolder(self._copy_static()))
         self.app = Starlette(routes=routes())
         self.app.state.parts = self.parts
         self.catalogue.refresh()
         if settle:
             await self.catalogue.settle(5)
-
-    def _copy_static(self) -> Path:
-        """The static files with stand-ins for the fetched ones: tests need no network."""
-        copy = self.folder / "static"
-        if not copy.exists():
-            ignored = shutil.ignore_patterns("*.js")
-            shutil.copytree(
-                STATIC,
-                copy,
-                ignore=lambda at, names: ignored(at, names) if Path(at).name == "vendor" else set(),
-            )
-            for name in VENDOR:
-                (copy / name).write_text("// " + name)
-        return copy
 
     def close(self) -> None:
         self.run(self._close())
