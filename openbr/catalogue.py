@@ -23,6 +23,7 @@ from openbr.ultra import create_cache
 FRESH_S = 5.0
 KEEP_S = 24 * 3600.0
 RETRY_S = (5.0, 10.0, 20.0, 40.0, 60.0)
+_OURS = frozenset({"disabled", "no_key"})
 _UNREACHABLE = frozenset({"refused", "timeout", "dns", "tls"})
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,9 @@ class Catalogue:
             entry.task = None
 
     def _failed(self, entry: _Entry, error: UpstreamError) -> None:
-        wait = RETRY_S[min(entry.failures, len(RETRY_S) - 1)]
+        # What is switched off here costs nothing to look at again, and somebody may be waiting.
+        is_ours = error.reason in _OURS
+        wait = RETRY_S[0 if is_ours else min(entry.failures, len(RETRY_S) - 1)]
         wait = max(wait, error.retry_after_s or 0.0)
         entry.retry = self._clock() + wait * random.uniform(0.9, 1.1)
         entry.failures += 1
@@ -181,7 +184,7 @@ class Catalogue:
         now = self._clock()
         if entry.reason is None:
             state = "loading" if models is None else "ready"
-        elif entry.reason in ("disabled", "no_key"):
+        elif entry.reason in _OURS:
             state = "disabled"
         else:
             state = "down" if models is None else "stale"

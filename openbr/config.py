@@ -29,7 +29,7 @@ _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)?\s*$")
 _UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 _UNITS |= {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _HOST = re.compile(r"^(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*)$")
-_NAME = re.compile(r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
 # Parsers: value from TOML, or text from the environment -> value; ValueError says what is wanted.
@@ -151,7 +151,7 @@ def _tls(value: object) -> TLS:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not _NAME.match(value):
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError("must be lower-case letters, digits, '-', '_' or '.', at most 64")
     return value
 

@@ -9,7 +9,6 @@ library that makes it; files that cannot work are refused before anything listen
 from __future__ import annotations
 
 import _ssl
-import contextlib
 import datetime
 import hashlib
 import ipaddress
@@ -86,10 +85,8 @@ def _load_files(cert: Path, key: Path) -> ssl.SSLContext:
     except ssl.SSLError as exc:
         if exc.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"{key}: this TLS key does not belong to {cert}") from exc
-        with contextlib.suppress(ConfigError):
-            _read(cert, key)  # then the certificate is sound, and the key is not
-            raise ConfigError(f"{key}: there is no private key in PEM in this file") from exc
-        raise ConfigError(f"{cert}: there is no certificate in PEM in this file") from exc
+        _read(cert, key)  # raises when it is the certificate that cannot be used
+        raise ConfigError(f"{key}: there is no private key in PEM in this file") from exc
 
 
 def _read(cert: Path, key: Path) -> Certificate:

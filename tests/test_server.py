@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from gateway_process import GatewayProcess, free_port
 
 TOML = "[local]\nenabled = false\n"

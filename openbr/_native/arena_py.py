@@ -100,8 +100,14 @@ class MemoryArena:
         return buffer
 
     def append(self, data: bytes | bytearray | memoryview, /) -> None:
-        """Collect a copy of data, for `take`."""
-        copy = memoryview(data).tobytes()
+        """Collect a copy of data, for `take`.
+
+        Raises: TypeError (not bytes-like), BufferError (not contiguous).
+        """
+        view = memoryview(data)
+        if not view.c_contiguous:
+            raise BufferError("data must be contiguous")
+        copy = bytes(view)
         if not copy:
             return
         with self._lock:

@@ -27,15 +27,17 @@ class Buffer(bytearray):
     def __buffer__(self, flags: int, /) -> memoryview:
         if not self.alive:
             raise ValueError("this buffer is gone: it was released, or its arena was reset")
-        return super().__buffer__(flags)  # type: ignore[misc,no-any-return]
+        return super().__buffer__(flags)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} bytes>"
 
+    __str__ = __repr__
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"cannot pickle '{type(self).__name__}' object")
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         return self is other

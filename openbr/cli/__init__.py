@@ -57,10 +57,7 @@ def _run(argv: Sequence[str]) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
     modules = {}
     for name in COMMANDS:
-        try:
-            module = modules[name] = import_module(f"openbr.cli.{name}")
-        except ModuleNotFoundError:
-            continue
+        module = modules[name] = import_module(f"openbr.cli.{name}")
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     args = parser.parse_args(argv)
     if args.command is None:

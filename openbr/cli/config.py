@@ -7,7 +7,6 @@ secret is shown by its last four characters.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,4 +140,6 @@ def _toml(value: object) -> str:
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, float):
         return f"{value:g}"
+    import json
+
     return json.dumps(value, ensure_ascii=False)

@@ -6,7 +6,7 @@ does, so it never outlives the gateway; nothing secret is in its arguments or it
 imports nothing of openbr, and the gateway never imports it: `python -I local_worker.py`.
 
 Shape of the line in: {"model": path, "alias": name, "context": tokens, "threads": n, "key": text,
-"parent": pid, "packages": folder}.
+"parent": pid, "packages": folder, "sampling": {name: default, ...}}.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def _serve(order: dict[str, Any]) -> Any:
     params.endpoint_props = False
     params.endpoint_metrics = False
     params.cors_origins = ""
+    for name, value in order["sampling"].items():
+        setattr(params.sampling, name, value)
     params.use_jinja = True
     params.verbosity = 1  # errors
     params.cache_ram_mib = 0

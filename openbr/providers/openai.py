@@ -11,6 +11,7 @@ Source: OpenAI API reference, "Chat" and "Streaming", read 2026-11.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any
 
@@ -22,6 +23,7 @@ from openbr.errors import (
     StreamInterruptedError,
     UpstreamError,
     UpstreamProtocolError,
+    UpstreamTimeoutError,
 )
 from openbr.providers.base import ChatStream, Completion, Provider, refusal
 from openbr.providers.framing import EventFramer
@@ -178,10 +180,18 @@ class OpenAIProvider(Provider):
 
     async def open_chat(self, request: ChatRequest, deployment: Deployment) -> ChatStream:
         body = _encode({**request.fields, "model": deployment.upstream_model})
+        first_token_s = self._limits.first_token_timeout_s
+        due = asyncio.get_running_loop().time() + first_token_s
         response, key = await self._ask(b"POST", b"/chat/completions", body, self._stream_timeouts)
         stream = OpenAIStream(response, Answer(deployment=deployment), self._limits.max_event, key)
         try:
-            await stream.begin()
+            async with asyncio.timeout_at(due):
+                await stream.begin()
+        except TimeoutError:
+            response.close()
+            raise UpstreamTimeoutError(
+                f"{self.name} sent no content within {first_token_s:g} s", provider=self.name
+            ) from None
         except BaseException:
             response.close()
             raise
@@ -273,7 +283,10 @@ class OpenAIStream(ChatStream):
             ) from exc
 
     def close(self) -> None:
-        self._response.close()
+        if self._done:
+            self._response.release()  # only the end of its body is still to come
+        else:
+            self._response.close()
 
     async def _next(self) -> bytes:
         """The next batch that holds anything; b"" at the sound end."""

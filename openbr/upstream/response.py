@@ -12,6 +12,9 @@ from typing import Protocol
 
 from openbr.errors import UpstreamError, UpstreamProtocolError, UpstreamUnavailableError
 
+MAX_DROPPED = 64 * 1024
+"""Bytes of a released body that are waited for; reading more costs more than a new connection."""
+
 
 class Source(Protocol):
     """The connection that an answer comes from."""
@@ -29,6 +32,8 @@ class UpstreamResponse:
 
     __slots__ = (
         "_connection",
+        "_dropped",
+        "_is_released",
         "_is_whole",
         "_loop",
         "_pieces",
@@ -60,6 +65,8 @@ class UpstreamResponse:
         self._connection: Source | None = connection
         self._pieces: list[bytes] = []
         self._is_whole = False
+        self._is_released = False
+        self._dropped = 0
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this lower-case name."""
@@ -121,6 +128,15 @@ class UpstreamResponse:
             self._connection.abort(UpstreamUnavailableError("the answer was given up"))
             self._pieces.clear()
 
+    def release(self) -> None:
+        """Nobody reads on: what is left of the body is dropped as it comes, if it is little, and
+        the connection is kept; the idle and total timeouts go on. Idempotent."""
+        self._pieces.clear()
+        self.unread = 0
+        self._is_released = True
+        if self._connection is not None:
+            self._connection.resume()
+
     def _too_large(self, max_bytes: int) -> UpstreamProtocolError:
         return UpstreamProtocolError(
             f"the answer is larger than {max_bytes} bytes", upstream_status=self.status
@@ -129,6 +145,11 @@ class UpstreamResponse:
     # For the connection.
 
     def add(self, data: bytes) -> None:
+        if self._is_released:
+            self._dropped += len(data)
+            if self._dropped > MAX_DROPPED:
+                self.close()
+            return
         self._pieces.append(data)
         self.unread += len(data)
 

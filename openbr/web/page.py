@@ -45,7 +45,9 @@ SECURITY: Mapping[str, str] = {
         "frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    # Not no-referrer: under it a browser posts our own forms with "Origin: null", which the guard
+    # refuses. Other origins get no referrer either way.
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
 MAX_FORM = 2 * 1024 * 1024

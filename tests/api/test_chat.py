@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from asgi import call
-from fake_upstream import OpenAIUpstream, broken_stream, error, raw, redirect, reply, reset, sse
+from fake_upstream import (
+    Exchange,
+    Gate,
+    OpenAIUpstream,
+    broken_stream,
+    error,
+    raw,
+    redirect,
+    reply,
+    reset,
+    silence,
+    sse,
+)
 from fake_upstream import completion as completion_of
 
 from openbr.app import App
@@ -314,5 +327,63 @@ def test_what_the_upstream_reports_as_its_name_cannot_split_a_header(serve: Any)
         upstream.failures["alpha"] = reply(completion_of("a\r\nx-evil: 1 é", "hi"))
         got = await call(app, "POST", CHAT, body=WHOLE)
         assert got.headers["x-openbr-upstream-model"] == "a??x-evil: 1 ?"
+
+    serve(act)
+
+
+@pytest.mark.parametrize("answer", [silence(), broken_stream("", how="silence")])
+def test_no_content_in_time_is_504(serve: Any, answer: Any) -> None:
+    async def act(app: App, upstream: OpenAIUpstream) -> None:
+        upstream.failures["alpha"] = answer
+        got = await call(app, "POST", CHAT, body=STREAMED)
+        assert (got.status, got.json()["error"]["type"]) == (504, "upstream_timeout")
+        await upstream.until(lambda u: u.chats[0].connection.closed_at)
+
+    serve(act, config="[limits]\nfirst_token_timeout_s = 0.2\n")
+
+
+def test_silence_inside_an_answer_ends_it(serve: Any) -> None:
+    async def act(app: App, upstream: OpenAIUpstream) -> None:
+        upstream.failures["alpha"] = broken_stream("one", how="silence")
+        got = await call(app, "POST", CHAT, body=STREAMED)
+        assert text_of(events(got.body)[:-1]) == "one" and not got.complete
+
+    serve(act, config="[limits]\nidle_timeout_s = 0.2\n")
+
+
+def test_a_finished_stream_gives_its_connection_back(serve: Any) -> None:
+    async def act(app: App, upstream: OpenAIUpstream) -> None:
+        for _ in range(3):
+            assert (await call(app, "POST", CHAT, body=STREAMED)).complete
+        assert len({r.connection.number for r in upstream.chats}) == 1
+
+    serve(act)
+
+
+def test_what_follows_done_is_dropped_and_bounded(serve: Any) -> None:
+    event = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+    first = event + b"data: [DONE]\n\n"
+
+    async def act(app: App, upstream: OpenAIUpstream) -> None:
+        for rest, is_kept in ((b": bye\n\n", True), (b"x" * 200_000, False)):
+            gate = Gate()
+
+            async def late(exchange: Exchange, gate: Gate = gate, rest: bytes = rest) -> None:
+                await exchange.send(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+                    b"content-length: %d\r\n\r\n" % (len(first) + len(rest)) + first
+                )
+                await gate.wait()
+                await exchange.send(rest)
+
+            upstream.failures["alpha"] = late
+            assert (await call(app, "POST", CHAT, body=STREAMED)).complete
+            gate.open()
+            if is_kept:
+                async with asyncio.timeout(10):
+                    while app.upstream.stats().idle != 1:
+                        await asyncio.sleep(0)
+            else:
+                await upstream.until(lambda u: u.chats[-1].connection.closed_at)
 
     serve(act)

@@ -35,7 +35,7 @@ def test_security_headers_are_everywhere(path: str, htmx: bool, make_world: Make
     answer = make_world("loaded").get(path, htmx=htmx)
     assert answer.headers["content-security-policy"] == POLICY
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
     assert answer.headers["cross-origin-opener-policy"] == "same-origin"
     assert answer.headers["cache-control"] == (
         "no-cache" if path == "/static/openbr.css" else "no-store"
