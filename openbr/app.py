@@ -50,11 +50,12 @@ from openbr.route import Router
 from openbr.store import Store, conversations
 from openbr.stream import CLIENT_GONE, Send
 from openbr.upstream import Upstream
-from openbr.web import routes
+from openbr.web import routes, send_error_page
 from openbr.web.parts import Parts
 
 logger = logging.getLogger(__name__)
 
+_PEOPLE = ("/ui", "/static/")
 _OPEN_PAGES = ("/static/", "/ui/login")
 _PLAIN = (b"content-type", b"text/plain; charset=utf-8")
 
@@ -113,6 +114,7 @@ class App:
         self.catalogue.refresh()
 
     async def close(self) -> None:
+        await self._pages.state.parts.runs.close()
         await self.catalogue.close()
         for name in self.catalogue.names:
             await self.catalogue.adapter(name).close()
@@ -127,16 +129,15 @@ class App:
         try:
             await self._dispatch(scope, receive, send, request_id)
         except OpenbrError as exc:
-            await self._refuse(scope, send, exc, request_id)
+            await self._refuse(scope, receive, send, exc, request_id)
         except asyncio.CancelledError as exc:
             if exc.args != (CLIENT_GONE,):
                 raise
             logger.debug("%s: the client left", request_id)
         except Exception:
             logger.exception("%s: a defect in openbr", request_id)
-            await self._refuse(
-                scope, send, OpenbrError(f"openbr failed; its log has {request_id}"), request_id
-            )
+            error = OpenbrError(f"openbr failed; its log has {request_id}")
+            await self._refuse(scope, receive, send, error, request_id)
         finally:
             self.in_flight -= 1
 
@@ -210,15 +211,16 @@ class App:
         scope.setdefault("state", {})["caller"] = caller
         await self._pages(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, send: Send, error: OpenbrError, request_id: str) -> None:
-        is_head = scope["method"] == "HEAD"
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, error: OpenbrError, request_id: str
+    ) -> None:
+        """Programs get the envelope, people a page: what was asked tells who it is."""
         try:
-            if scope["path"].startswith(("/v1/", "/api/", "/healthz", "/readyz")):
-                await send_error(send, error, request_id, is_head=is_head)
+            if scope["path"].startswith(_PEOPLE):
+                await send_error_page(self._pages, scope, receive, send, error)
             else:
-                headers = [_PLAIN, (b"x-request-id", request_id.encode())]
-                body = error.message.encode()
-                await send_body(send, body, error.status, headers, is_head=is_head)
+                is_head = scope["method"] == "HEAD"
+                await send_error(send, error, request_id, is_head=is_head)
         except RuntimeError:
             # The answer had begun: it stays unfinished and the server cuts the connection.
             logger.debug("%s: failed after its answer had begun", request_id)

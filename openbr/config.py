@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -353,10 +352,7 @@ class _Reader:
             raise ConfigError(f"{self.path}: cannot be read: {exc.strerror}") from exc
         except UnicodeDecodeError as exc:
             raise ConfigError(f"{self.path}: cannot be read: not UTF-8 ({exc.reason})") from exc
-        try:
-            tree = tomllib.loads(self.text)
-        except tomllib.TOMLDecodeError as exc:
-            raise ConfigError(f"{self.path}: not valid TOML: {exc}") from exc
+        tree = self._parse_text()
         self._refuse_unknown(tree, [*SECTIONS, *TABLES], "")
         sections = {name: self._section(name, tree.get(name, {}), overrides) for name in SECTIONS}
         tables = {name: self._tables(name, tree.get(name, [])) for name in TABLES}
@@ -374,6 +370,16 @@ class _Reader:
             proxies=_proxies(self.environ),
             origins=self.origins,
         )
+
+    def _parse_text(self) -> dict[str, Any]:
+        if not self.text:
+            return {}
+        import tomllib
+
+        try:
+            return tomllib.loads(self.text)
+        except tomllib.TOMLDecodeError as exc:
+            raise ConfigError(f"{self.path}: not valid TOML: {exc}") from exc
 
     def _section(self, name: str, table: object, overrides: Mapping[str, object]) -> Any:
         if not isinstance(table, dict):

@@ -14,33 +14,58 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openbr import _native
-from openbr._native import TTLCache
+from openbr._native import (
+    ArenaBuffer,
+    InstancePool,
+    MemoryArena,
+    ObjectPool,
+    PooledBuffer,
+    TTLCache,
+    limit_heap_arenas,
+    trim_heap,
+)
+from openbr._native.memory import MemoryManager, Trimmed
 from openbr.config import NativeFlags, load_native_flags
 
 if TYPE_CHECKING:
     from blake3 import blake3
 
 __all__ = [
+    "ArenaBuffer",
     "Info",
+    "InstancePool",
+    "MemoryArena",
+    "MemoryManager",
+    "ObjectPool",
     "Part",
+    "PooledBuffer",
     "TTLCache",
+    "Trimmed",
     "blake3_hash",
     "create_blake3_hasher",
     "create_cache",
+    "create_instance_pool",
+    "create_memory_arena",
+    "create_memory_manager",
+    "create_object_pool",
     "features",
     "hash_batch",
     "info",
+    "limit_heap_arenas",
     "parse_json",
     "stringify_json",
+    "trim_heap",
     "xxh3_hash",
 ]
 
+T = TypeVar("T")
+
 Data = bytes | bytearray | memoryview
 
-_NAMES = {"lru": "cache", "arena": "arena", "pool": "pool"}
+_NAMES = {"lru": "cache", "arena": "arena", "pool": "pool", "heap": "heap"}
 
 
 def create_cache(
@@ -63,6 +88,31 @@ def create_cache(
         on_evict=on_evict,
         clock=clock,
     )
+
+
+def create_memory_arena(chunk_bytes: int = 65536) -> MemoryArena:
+    """Memory taken in many pieces and given back at once. Was: createMemoryArena."""
+    return MemoryArena(chunk_bytes)
+
+
+def create_object_pool(max_buffers: int = 100, *, max_bytes: int = 33554432) -> ObjectPool:
+    """Buffers to use again, bounded by count and bytes. Was: createObjectPool."""
+    return ObjectPool(max_buffers, max_bytes=max_bytes)
+
+
+def create_instance_pool(
+    factory: Callable[[], T], reset: Callable[[T], object] | None = None, *, max_objects: int = 100
+) -> InstancePool[T]:
+    """Objects to use again, each reset before it is kept. The original has no such pool."""
+    return InstancePool(factory, reset, max_objects=max_objects)
+
+
+def create_memory_manager() -> MemoryManager:
+    """Every arena, pool and cache that is added to it in one stats(), and trim().
+
+    Was: createMemoryManager.
+    """
+    return MemoryManager()
 
 
 # Hashes.
@@ -296,7 +346,7 @@ def features() -> NativeFlags:
     parts = {part.name: part.kind == "native" for part in info().parts}
     cache_on, arena, pool = (parts.get(name, False) for name in ("cache", "arena", "pool"))
     return NativeFlags(
-        USE_ULTRA_PERFORMANCE=cache_on or arena or pool or parts["json"],
+        USE_ULTRA_PERFORMANCE=any(parts[name] for name in (*_NAMES.values(), "json")),
         USE_NATIVE_CACHE=cache_on,
         USE_NATIVE_ARENA=arena,
         USE_NATIVE_POOL=pool,

@@ -71,6 +71,18 @@
     event.target.remove();
   });
 
+  // A mark that was not sent yet survives a poll; an answer to a choice is the new truth.
+  let marked = null;
+  if (byId("model-list")) {
+    document.addEventListener("htmx:before:swap", () => {
+      marked = document.querySelector("#model-list input:checked:not([checked])");
+    });
+    document.addEventListener("htmx:after:swap", (event) => {
+      if (event.detail.ctx.request.method === "POST") byId("model-list").reset();
+      else if (marked && marked.isConnected) marked.checked = true;
+    });
+  }
+
   // openbr itself does not answer: say so once, take it back with the first answer.
   const lost = byId("lost");
   if (lost) {

@@ -168,3 +168,17 @@ def test_two_apps_live_in_one_process(make_config: Callable[..., Config], tmp_pa
         await two.close()
 
     asyncio.run(main())
+
+
+def test_people_get_a_page_and_programs_the_envelope(config: Config) -> None:
+    page = ask(config, "GET", "/ui/models", headers={"host": "evil.example"})
+    assert page.status == 421 and page.headers["content-type"].startswith("text/html")
+    assert "content-security-policy" in page.headers
+    foreign = ask(config, "POST", "/ui/models", headers={"origin": "http://evil.example"})
+    assert foreign.status == 403 and foreign.headers["content-type"].startswith("text/html")
+    check(
+        ask(config, "GET", "/healthz", headers={"host": "evil.example"}),
+        421,
+        "invalid_request_error",
+        "wrong_host",
+    )

@@ -16,12 +16,30 @@ from typing import TYPE_CHECKING, Any
 from openbr.config import NativeFlags, load_native_flags
 
 if TYPE_CHECKING:
+    from openbr._native.arena import ArenaBuffer, MemoryArena
+    from openbr._native.heap import limit_heap_arenas, trim_heap
     from openbr._native.lru import TTLCache
+    from openbr._native.pool import InstancePool, ObjectPool, PooledBuffer
 
-__all__ = ["IMPLEMENTATION", "IMPLEMENTATIONS", "Implementation", "TTLCache"]
+__all__ = [
+    "IMPLEMENTATION",
+    "IMPLEMENTATIONS",
+    "ArenaBuffer",
+    "Implementation",
+    "InstancePool",
+    "MemoryArena",
+    "ObjectPool",
+    "PooledBuffer",
+    "TTLCache",
+    "limit_heap_arenas",
+    "trim_heap",
+]
 
 _MODULES = {
     "lru": ("USE_NATIVE_CACHE", ("TTLCache",)),
+    "arena": ("USE_NATIVE_ARENA", ("MemoryArena", "ArenaBuffer")),
+    "pool": ("USE_NATIVE_POOL", ("ObjectPool", "PooledBuffer", "InstancePool")),
+    "heap": ("USE_ULTRA_PERFORMANCE", ("trim_heap", "limit_heap_arenas")),
 }
 
 
@@ -47,7 +65,7 @@ def _refusal(flags: NativeFlags, flag: str) -> str | None:
 def choose(
     module: str, flag: str, names: tuple[str, ...], flags: NativeFlags
 ) -> tuple[Implementation, dict[str, Any]]:
-    """One module's classes, native if that is wished for and possible."""
+    """One module's names, native if that is wished for and possible."""
     reason, broken = _refusal(flags, flag), False
     if reason is None:
         path = f"{__name__}.{module}"

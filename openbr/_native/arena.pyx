@@ -8,29 +8,16 @@ the arena counts the views that exist and knows nothing else of its buffers.
 """
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_FORMAT,
-    PyBUF_ND,
-    PyBUF_SIMPLE,
-    PyBUF_STRIDES,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+from openbr._native.buffer cimport show, size_from
+
 from openbr._native.limits import MAX_BYTES, parse_whole
 from openbr._native.stats import ArenaStats
-
-cdef extern from "Python.h":
-    bint PyLong_CheckExact(object)
-    # -1 for what does not fit, with an exception that the caller must clear.
-    Py_ssize_t PyLong_AsSsize_t(object) noexcept
-    void PyErr_Clear() noexcept
-
-cdef char* BYTE = b"B"          # an unsigned byte, in the words of the buffer protocol
 
 cdef enum:
     ALIGNMENT = 16
@@ -52,17 +39,6 @@ cdef inline size_t round_up(size_t size) noexcept:
 
 cdef inline char* bytes_of(Chunk* chunk) noexcept:
     return <char*>chunk + sizeof(Chunk)
-
-
-cdef inline Py_ssize_t size_from(object n) except -1:
-    """A size from 1 to MAX_BYTES; the usual ones without a call."""
-    cdef Py_ssize_t size
-    if PyLong_CheckExact(n):
-        size = PyLong_AsSsize_t(n)
-        if 0 < size <= <Py_ssize_t>1 << 48:
-            return size
-        PyErr_Clear()
-    return parse_whole("n", n, 1, MAX_BYTES)
 
 
 @cython.final
@@ -97,17 +73,7 @@ cdef class ArenaBuffer:
     def __getbuffer__(self, Py_buffer* view, int flags):
         if not self.is_alive():
             raise ValueError("this buffer is gone: it was released, or its arena was reset")
-        view.obj = self
-        view.buf = self.start
-        view.len = self.size
-        view.itemsize = 1
-        view.readonly = 0
-        view.ndim = 1
-        view.format = BYTE if flags & PyBUF_FORMAT else NULL
-        view.shape = &self.size if flags & PyBUF_ND else NULL
-        view.strides = &view.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
-        view.suboffsets = NULL
-        view.internal = NULL
+        show(view, self, self.start, &self.size, flags)
         self.arena.exports += 1
 
     def __releasebuffer__(self, Py_buffer* view):

@@ -62,7 +62,9 @@ class MemoryArena:
     )
 
     def __init__(self, chunk_bytes: int = 65536) -> None:
-        self._chunk_bytes = _round_up(parse_whole("chunk_bytes", chunk_bytes, _MIN_CHUNK, MAX_BYTES))
+        self._chunk_bytes = _round_up(
+            parse_whole("chunk_bytes", chunk_bytes, _MIN_CHUNK, MAX_BYTES)
+        )
         self._lock = RLock()
         self._live: list[ArenaBuffer] = []
         self._collected: list[bytes] = []

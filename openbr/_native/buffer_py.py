@@ -42,6 +42,9 @@ class Buffer(bytearray):
     def __eq__(self, other: object) -> bool:
         return self is other
 
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
     def fill(self, size: int) -> None:
         """Come to life with that many bytes."""
         bytearray.__init__(self, size)

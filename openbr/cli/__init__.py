@@ -16,6 +16,7 @@ from importlib import import_module
 
 from openbr import __version__
 from openbr.cli.parser import Parser
+from openbr.cli.table import visible
 from openbr.errors import ConfigError, OpenbrError, RequestError
 
 COMMANDS = ("run", "models", "keys", "config")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except OpenbrError as exc:
-        print(f"openbr: {exc}", file=sys.stderr)
+        print(f"openbr: {visible(str(exc))}", file=sys.stderr)
         return 2 if isinstance(exc, (ConfigError, RequestError)) else 1
     except KeyboardInterrupt:
         return 130

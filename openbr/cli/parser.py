@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from openbr.cli.table import visible
+
 
 class Parser(argparse.ArgumentParser):
     """Subparsers made from it are of this class too."""
@@ -20,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
-        print(f"openbr: {message}; see `{self.prog} --help`", file=sys.stderr)
+        print(f"openbr: {visible(message)}; see `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)
 
     def parse_args(  # type: ignore[override]

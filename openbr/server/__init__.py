@@ -23,6 +23,7 @@ from openbr.errors import ConfigError
 from openbr.server import memory, sockets
 
 if TYPE_CHECKING:
+    from openbr.server.state import Limits
     from openbr.tls import Certificate
 
 logger = logging.getLogger(__name__)
@@ -51,10 +52,12 @@ async def _serve(
 ) -> None:
     from openbr.app import create_app, needs_key
     from openbr.server.lifecycle import Server
-    from openbr.server.state import Limits
 
-    descriptors = sockets.allow_descriptors()
     app = create_app(config)
+
+    def started() -> None:
+        memory.spare_what_stays()
+        _announce(config, listening, certificate, needs_key(config))
 
     def drain() -> None:
         app.draining = True
@@ -62,18 +65,22 @@ async def _serve(
     server = Server(
         app,
         drain_s=config.server.drain_s,
-        # A request needs two descriptors, the client's and the upstream's.
-        limits=Limits(
-            max_connections=max(
-                16, min(4 * config.limits.concurrent_requests, descriptors // 2 - 128)
-            )
-        ),
+        limits=_limits(config, sockets.allow_descriptors()),
         ssl_context=context,
         is_verbose=logger.isEnabledFor(logging.DEBUG),
-        on_started=lambda: _announce(config, listening, certificate, needs_key(config)),
+        on_started=started,
         on_drain=drain,
     )
     await server.serve(listening)
+
+
+def _limits(config: Config, descriptors: int) -> Limits:
+    from openbr.server.state import Limits
+
+    # A request needs two descriptors, its client's and its upstream's.
+    most = min(4 * config.limits.concurrent_requests, descriptors // 2 - 128)
+    # The app's own limit on a silent body comes first: its refusal knows the request.
+    return Limits(max_connections=max(16, most), body_s=config.limits.body_timeout_s + 5)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -104,11 +111,14 @@ def _certificate(config: Config) -> tuple[Certificate | None, ssl.SSLContext | N
         return None, None
     from openbr import tls
 
-    names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), *config.server.public_hosts}
+    names = {"localhost", "127.0.0.1", "::1", *config.server.public_hosts}
+    host = socket.gethostname()
+    if host and host.isascii():
+        names.add(host)
     if config.server.bind == "lan":
-        names |= {f"{socket.gethostname()}.local", *sockets.lan_addresses()}
+        names |= {f"{name}.local" for name in names & {host}} | set(sockets.lan_addresses())
     elif config.server.bind != "loopback":
-        names.add(config.server.bind)
+        names.add(config.server.bind.partition("%")[0])
     return tls.prepare(config.server.tls, config.tls_path, names)
 
 

@@ -72,6 +72,7 @@ class Connection(HttpToolsProtocol):
         self._host = b""
         # Bytes since the last whole head or piece of a body: a head so far, or framing.
         self._unframed = 0
+        self._body_moved = False
         self._plain_head = b""
         self._running: RequestResponseCycle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -97,6 +98,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leaving = self._deaf = True
         self._stop_waiting()
+        self._unset_keepalive_if_required()  # uvicorn leaves it running after a reset
         self.resume_writing()
         self.pipeline.clear()
         for cycle in (self._running, self.cycle):
@@ -105,6 +107,7 @@ class Connection(HttpToolsProtocol):
                 cycle.message_event.set()
         super().connection_lost(exc)
         self._cancel_task()
+        self._exit.close = _nothing  # breaks the ring, so that no collection is needed
         self.server_state.lose_connection()
 
     def data_received(self, data: bytes) -> None:
@@ -124,7 +127,10 @@ class Connection(HttpToolsProtocol):
         else:
             if self._unframed > self._limits.max_head_bytes:
                 self._refuse(_too_large())
-            elif not self._in_body and self._is_idle():
+            elif self._in_body:
+                if self._timer is None and not self.cycle.response_complete:
+                    self._wait(self._limits.body_s, self._check_body)
+            elif self._is_idle():
                 self._await_request()
 
     def pause_writing(self) -> None:
@@ -168,11 +174,13 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unframed = 0
+        self._body_moved = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._plain_head:
             return  # it begins again
+        self._stop_waiting()
         self._in_body = False
         self._unframed = 0
         super().on_message_complete()
@@ -276,6 +284,15 @@ class Connection(HttpToolsProtocol):
         else:
             self._leave()
 
+    def _check_body(self) -> None:
+        self._timer = None
+        if self._body_moved or self.flow.read_paused:
+            self._body_moved = False
+            self._wait(self._limits.body_s, self._check_body)
+        else:
+            message = f"nothing came of the request's body for {self._limits.body_s:g} s"
+            self._refuse(_error(408, "body_timeout", message))
+
     def _watch_writing(self) -> None:
         self._unwritten = self.transport.get_write_buffer_size()
         if self._write_timer is None and self._unwritten:
@@ -376,6 +393,10 @@ class Connection(HttpToolsProtocol):
             task.cancel(CLIENT_GONE)
 
 
+def _nothing() -> None:
+    pass
+
+
 async def _run(cycle: RequestResponseCycle, app: ASGI3Application) -> None:
     """One request, in place of the cycle's own `run_asgi`: an answer that the app leaves
     unfinished is how it cuts a broken stream, and a cancelled task is a client that left."""
@@ -390,7 +411,7 @@ async def _run(cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not cycle.response_complete:
             await _end(cycle)
     finally:
-        cycle.on_response = lambda: None  # breaks the ring of cycle and connection
+        cycle.on_response = _nothing  # breaks the ring of cycle and connection
 
 
 async def _end(cycle: RequestResponseCycle) -> None:

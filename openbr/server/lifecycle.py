@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 APP_CLOSE_S = 10.0
 _CUT_S = 2.0
+_GOODBYE_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -153,6 +154,8 @@ class Server(uvicorn.Server):
                 ssl=context,
                 backlog=BACKLOG,
                 ssl_handshake_timeout=state.limits.head_s if context else None,
+                # A client that is idle does not answer our goodbye, and must not hold up the end.
+                ssl_shutdown_timeout=_GOODBYE_S if context else None,
             )
             self.servers.append(server)
         self.started = True

@@ -17,12 +17,18 @@ _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 def keep_one_arena() -> None:
-    """One heap for all threads: after a churn of big bodies in 16 threads it holds 35 MB where
-    the default (eight heaps a core) holds 84."""
+    """One heap for all threads. After a churn of 2,000 bodies up to 2 MB in 16 threads a process
+    held 84 MB by default (eight heaps a core), 67 with one heap, and 35 when that was trimmed."""
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def spare_what_stays() -> None:
+    """Take what the start has made out of the collector's sight: a full collection that walks it
+    stops every stream for 8 ms, one that does not for microseconds (30,000 objects)."""
+    gc.freeze()
 
 
 def trim() -> None:

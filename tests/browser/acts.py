@@ -10,7 +10,11 @@ from playwright.sync_api import Page
 
 
 def choose_elsewhere(gateway: GatewayProcess, model: str) -> None:
-    """Choose a model as another browser would."""
+    """Choose a model as another browser would, once the lists have come."""
+    lists = urllib.request.Request(
+        gateway.url + "/ui/models?wait=1", headers={"HX-Request": "true"}
+    )
+    urllib.request.urlopen(lists).close()
     body = urllib.parse.urlencode({"model": model}).encode()
     with urllib.request.urlopen(gateway.url + "/ui/models", body) as answer:
         assert answer.status == 200

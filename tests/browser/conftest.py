@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from fake_upstream import OpenAIUpstream
 from gateway_process import GatewayProcess
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -65,6 +65,7 @@ def browser() -> Iterator[Browser]:
     if fetched.returncode != 0:
         _missing(fetched.stderr.strip())
     path = _chromium()
+    expect.set_options(timeout=DEADLINE_MS)
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield opened

@@ -71,7 +71,10 @@ def test_a_choice_made_elsewhere_arrives_and_leaves_the_mark_alone(
     expect(page.get_by_role("radio", name="three")).to_be_checked()
 
 
-def test_polls_that_bring_nothing_are_304(open_page: OpenPage) -> None:
+def test_polls_that_bring_nothing_are_304(
+    open_page: OpenPage, gateway: GatewayProcess
+) -> None:
+    choose_elsewhere(gateway, "alpha/one")
     page = open_page("/ui/models")
     with page.expect_response(lambda r: r.url.endswith("/ui/models?q=")) as first:
         pass
@@ -124,6 +127,7 @@ def test_a_refused_choice_says_why(open_page: OpenPage, upstream: OpenAIUpstream
     page.route("**/ui/models?q=", lambda route: route.abort())  # no poll heals the value
     page.get_by_role("button", name="Usar o modelo marcado").click()
     expect(page.get_by_role("alert").first).to_contain_text("A troca não foi feita.")
+    expect(page.get_by_role("radio", checked=True)).to_have_count(0)
     expect(page.locator("#model-pill")).to_contain_text("Nenhum modelo")
 
 

@@ -99,6 +99,75 @@ def scenario():
         cache.get(Key(n % 7))
     cache = None
 """,
+    "arena: all of it": """
+MemoryArena = load("arena").MemoryArena
+def scenario():
+    arena = MemoryArena(256)
+    for _ in range(3):
+        buffers = [arena.alloc_buffer(n) for n in range(1, 400, 7)]
+        view = memoryview(buffers[3])
+        for n in range(100):
+            arena.append(b"x" * n)
+        arena.take()
+        try:
+            arena.reset()
+        except BufferError:
+            view.release()
+        arena.append(bytearray(5))
+        for bad in (0, "x", 2**70):
+            try:
+                arena.alloc_buffer(bad)
+            except (ValueError, TypeError, OverflowError):
+                pass
+        try:
+            arena.append("text")
+        except TypeError:
+            pass
+        arena.reset(), repr(arena), arena.stats()
+        try:
+            memoryview(buffers[0])
+        except ValueError:
+            pass
+    keep = memoryview(arena.alloc_buffer(50))
+    del arena, buffers
+""",
+    "pool: all of it": """
+module = load("pool")
+def scenario():
+    pool = module.ObjectPool(5, max_bytes=100_000)
+    for size in (1, 100, 1000, 90_000, 200_000):
+        lent = [pool.acquire(size) for _ in range(8)]
+        for one in lent[1:]:
+            pool.release(one)
+        again = pool.acquire(size)
+        for bad in (lent[1], None, module.ObjectPool().acquire(1)):
+            try:
+                pool.release(bad)
+            except (ValueError, TypeError):
+                pass
+        view = memoryview(again)
+        try:
+            pool.release(again)
+        except BufferError:
+            view.release()
+        with pool.borrow(size) as one:
+            pass
+        pool.stats()
+    pool.trim()
+    pool.release(pool.acquire(5))
+    things = module.InstancePool(list, list.clear, max_objects=3)
+    for _ in range(3):
+        lent = [things.acquire() for _ in range(5)]
+        for one in lent:
+            things.release(one)
+        try:
+            things.release(one)
+        except ValueError:
+            pass
+        with things.borrow() as one:
+            pass
+    things.acquire().append(things)
+""",
 }
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import random
-import sys
 import threading
 import weakref
 
@@ -354,14 +353,6 @@ def test_the_collector_in_the_middle(make):
     finally:
         gc.set_threshold(*threshold)
     assert len(cache) <= 16
-
-
-@pytest.fixture
-def fast_switching():
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 def run_threads(count, target):

@@ -4,17 +4,26 @@ import inspect
 
 import pytest
 
-MODULES = {"lru": ["TTLCache"]}
+MODULES = {
+    "lru": ["TTLCache"],
+    "arena": ["ArenaBuffer", "MemoryArena"],
+    "pool": ["InstanceLoan", "InstancePool", "Loan", "ObjectPool", "PooledBuffer"],
+    "heap": [],
+}
 CLASSES = [(module, name) for module, names in MODULES.items() for name in names]
 
 
 def public(cls):
-    return {name for name in dir(cls) if not name.startswith("_")}
+    """Its own names; a twin's buffer is a bytearray, and what that has besides is not promised."""
+    inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
+    return {name for name in dir(cls) if not name.startswith("_") and name not in inherited}
 
 
 def special(cls):
     """The special methods that give a class its protocols."""
-    names = ("len", "iter", "contains", "getitem", "setitem", "delitem", "enter", "exit", "repr")
+    names = ("len", "enter", "exit", "repr", "class_getitem", "buffer")
+    if not issubclass(cls, bytearray) and "Buffer" not in cls.__name__:
+        names += ("iter", "contains", "getitem", "setitem", "delitem", "eq", "hash")
     return {name for name in names if f"__{name}__" in dir(cls)}
 
 
@@ -51,8 +60,8 @@ def test_docstrings(both, module, name):
     assert "Threads:" in pure.__doc__
 
 
-@pytest.mark.parametrize(("module", "name"), CLASSES)
-def test_no_other_public_classes(both, module, name):
+@pytest.mark.parametrize("module", MODULES)
+def test_no_other_public_names(both, module):
     for one in both(module):
         own = {
             key
@@ -60,3 +69,15 @@ def test_no_other_public_classes(both, module, name):
             if inspect.isclass(value) and value.__module__ == one.__name__ and key[0] != "_"
         }
         assert own == set(MODULES[module])
+
+
+def test_functions(both):
+    native, pure = both("heap")
+    for name in ("trim_heap", "limit_heap_arenas"):
+        mine, twins = getattr(native, name), getattr(pure, name)
+        faces = [
+            [(p.name, p.kind, p.default) for p in inspect.signature(one).parameters.values()]
+            for one in (mine, twins)
+        ]
+        assert faces[0] == faces[1]
+        assert inspect.cleandoc(mine.__doc__) == inspect.cleandoc(twins.__doc__)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -223,6 +225,26 @@ def test_a_head_has_a_time(run: Run) -> None:
                 for _ in range(10_000):
                     await client.send(b"\r\n")
                     await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
+def test_a_body_may_be_slow_but_not_silent(run: Run) -> None:
+    async def scenario() -> None:
+        app = App()
+        async with running(app, limits={"body_s": 0.1, "body_rest_s": 0.1}) as gateway:
+            client = await gateway.connect()
+            await client.send(POST % (b"v1/echo", b"Content-Length: 9\r\n"))
+            for _ in range(8):
+                await client.send(b"x")
+                await asyncio.sleep(0.03)  # slow, and longer than body_s in all
+            await client.send(b"x")
+            assert (await client.answer()).json()["body"] == "x" * 9
+            await client.send(POST % (b"v1/echo", b"Content-Length: 9\r\n") + b"xx")
+            answer = await client.answer()
+            assert (answer.status, answer.json()["error"]["code"]) == (408, "body_timeout")
+            assert await client.end() == b""
+            assert app.cancelled == [(CLIENT_GONE,)]
 
     run(scenario())
 
@@ -465,6 +487,28 @@ def test_another_request_is_told_but_not_cancelled(run: Run) -> None:
             assert [path for _, path, _ in app.requests] == ["/ui/hang"]
 
     run(scenario())
+
+
+def test_a_connection_that_ended_leaves_nothing_to_collect(run: Run) -> None:
+    async def scenario() -> None:
+        app = App()
+        async with running(app) as gateway:
+            for path in (b"", b"v1/hang", b"cut", b"early"):
+                client = await gateway.connect()
+                await client.send(GET % (path, b""))
+                await eventually(gateway.connections)
+                connection = weakref.ref(*gateway.connections())
+                if b"hang" not in path:
+                    await client.answer()
+                await client.close()
+                await eventually(lambda: connection() is None)  # noqa: B023
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(scenario())
+    finally:
+        gc.enable()
 
 
 # the app's side

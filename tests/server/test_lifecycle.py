@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import ssl
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from openbr import tls
+from openbr.config import TLS
 from openbr.errors import ConfigError, OpenbrError
 from openbr.server.lifecycle import Lifespan, Server
 from openbr.server.memory import IdleTrim, trim
@@ -229,6 +234,68 @@ def test_an_app_that_does_not_close_is_left(
     monkeypatch.setattr("openbr.server.lifecycle.APP_CLOSE_S", 0.05)
     run(scenario())
     assert "did not close" in caplog.text
+
+
+# https
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The server's context and a client's that trusts it."""
+    made, context = tls.prepare(TLS(mode="auto"), tmp_path, ["localhost", "127.0.0.1"])
+    return context, ssl.create_default_context(cafile=str(made.cert))
+
+
+def test_https(run: Run, secured: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    context, trusting = secured
+
+    async def scenario() -> None:
+        app = App()
+        limits = {"body_rest_s": 0.1, "write_s": 0.1}
+        async with running(app, ssl_context=context, limits=limits) as gateway:
+            client = await gateway.connect(ssl=trusting)
+            for _ in range(2):
+                await client.send(GET % b"")
+                assert (await client.answer()).json()["path"] == "/"
+            await client.send(b"GET / HTTP/1.1\r\n\r\n")
+            assert (await client.answer()).status == 400
+            assert await client.end() == b""
+            client = await gateway.connect(ssl=trusting)
+            await client.send(b"POST /early_close HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+            assert (await client.answer()).body == b"no need to read that"
+            await client.end()
+            client = await gateway.connect(ssl=trusting, limit=1024)
+            await client.send(GET % b"v1/flood")
+            await eventually(lambda: app.cancelled)
+            plain = await gateway.connect()
+            await plain.send(GET % b"")
+            assert not (await plain.end()).startswith(b"HTTP")
+
+    run(scenario())
+
+
+def test_idle_https_clients_do_not_hold_up_the_end(
+    run: Run, secured: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    context, trusting = secured
+
+    async def scenario() -> None:
+        async with running(App(), ssl_context=context, drain_s=60.0) as gateway:
+            port = gateway.port
+
+            def idle() -> ssl.SSLSocket:
+                plain = socket.create_connection(("127.0.0.1", port), 10)
+                return trusting.wrap_socket(plain, server_hostname="localhost")
+
+            # A plain socket in a thread: nobody reads it, so nobody answers the goodbye.
+            client = await asyncio.to_thread(idle)
+            await eventually(lambda: gateway.connections())
+            gateway.server.stop()
+            async with asyncio.timeout(5):
+                await gateway.task
+            client.close()
+
+    run(scenario())
 
 
 # what all connections share
