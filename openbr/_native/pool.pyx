@@ -43,7 +43,7 @@ cdef object _MISSING = object()
 
 cdef enum:
     CLASSES = 43                # 64 bytes to 2**48
-    MAX_COUNT = 1 << 30
+    MAX_COUNT = 1073741824      # 2**30
 
 
 cdef inline Py_ssize_t room_of(int number) noexcept:

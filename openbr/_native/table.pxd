@@ -11,6 +11,7 @@ record. Sizes and the marks of "sieve" are there only in caches that use them. A
 block of memory, replaced by a larger one on demand.
 """
 
+cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.math cimport INFINITY
@@ -77,6 +78,7 @@ cdef inline void table_init(Table* t) noexcept:
     t.next_deadline = INFINITY
 
 
+@cython.overflowcheck(False)  # modulo 2**64 is what is meant
 cdef inline uint64_t home(Table* t, Py_hash_t hash) noexcept:
     # Multiplying by 2**64 / golden ratio spreads hashes that differ in few bits, as of integers.
     return (<uint64_t>hash * <uint64_t>0x9E3779B97F4A7C15) >> t.shift
@@ -168,6 +170,7 @@ cdef inline Record* link(Table* t, Py_hash_t hash, int64_t size) noexcept:
     return record
 
 
+@cython.overflowcheck(False)  # distances are modulo the number of slots
 cdef inline void vacate(Table* t, int32_t i) noexcept:
     """Free a record's slot and move up those behind it, so that no search stops too soon."""
     cdef int32_t* slots = t.slots

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InUseView:
     """`kind`: chosen (it answers), fallback (another answers), stopped (chosen, nobody
-    answers), default (nobody chose, the local model answers), empty (nothing to answer)."""
+    answers), default (nobody chose, the local model answers), loading (the first lists are on
+    their way), empty (nothing to answer)."""
 
     kind: str
     in_use: Deployment | None
@@ -45,13 +46,14 @@ class InUseView:
 
 
 def view_in_use(parts: Parts) -> InUseView:
-    return describe(parts.router.in_use())
+    loading = any(provider.state == "loading" for provider in parts.catalogue.providers())
+    return describe(parts.router.in_use(), loading=loading)
 
 
-def describe(facts: InUse) -> InUseView:
+def describe(facts: InUse, *, loading: bool = False) -> InUseView:
     chosen = facts.chosen.model if facts.chosen else None
     if facts.in_use is None:
-        kind = "stopped" if chosen else "empty"
+        kind = "stopped" if chosen else "loading" if loading else "empty"
     elif chosen is None:
         kind = "default"
     else:
