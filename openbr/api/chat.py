@@ -52,7 +52,7 @@ class ChatEndpoint:
         self._limits = limits
 
     async def __call__(self, exchange: Exchange) -> None:
-        body = await read_body(exchange, self._limits.max_body, self._limits.body_timeout_s)
+        body = await read_body(exchange, self._limits.max_body)
         request = parse_request(body, exchange.request_id)
         if not request.stream:
             completion = await self._gateway.complete(request, exchange.caller)

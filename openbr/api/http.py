@@ -19,7 +19,6 @@ import msgspec
 
 from openbr.auth import Head
 from openbr.errors import (
-    InvalidRequestError,
     MethodNotAllowedError,
     OpenbrError,
     RequestError,
@@ -59,11 +58,11 @@ def new_request_id() -> str:
     return f"req_{_run}{next(_ids):08x}"
 
 
-async def read_body(exchange: Exchange, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole request body.
+async def read_body(exchange: Exchange, max_bytes: int) -> bytes:
+    """The whole request body. That it keeps coming is the server's to watch.
 
-    Raises: TooLargeError (413), UnsupportedEncodingError (415), InvalidRequestError when it
-    stops coming for `timeout_s`; CancelledError(CLIENT_GONE) when the caller left.
+    Raises: TooLargeError (413), UnsupportedEncodingError (415); CancelledError(CLIENT_GONE)
+    when the caller left.
     """
     head = exchange.head
     if head.content_encoding not in (None, "", "identity"):
@@ -71,7 +70,7 @@ async def read_body(exchange: Exchange, max_bytes: int, timeout_s: float) -> byt
     length = head.content_length
     if length is not None and length.isdigit() and int(length) > max_bytes:
         raise _too_large(max_bytes)
-    message = await _receive(exchange, timeout_s)
+    message = await _receive(exchange)
     body: bytes = message.get("body", b"")
     if not message.get("more_body"):
         if len(body) > max_bytes:
@@ -79,7 +78,7 @@ async def read_body(exchange: Exchange, max_bytes: int, timeout_s: float) -> byt
         return body
     parts, size = [body], len(body)
     while message.get("more_body"):
-        message = await _receive(exchange, timeout_s)
+        message = await _receive(exchange)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > max_bytes:
@@ -87,14 +86,8 @@ async def read_body(exchange: Exchange, max_bytes: int, timeout_s: float) -> byt
     return b"".join(parts)
 
 
-async def _receive(exchange: Exchange, timeout_s: float) -> MutableMapping[str, Any]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            message = await exchange.receive()
-    except TimeoutError:
-        raise InvalidRequestError(
-            f"the body stopped coming for {timeout_s:g} s", code="body_timeout"
-        ) from None
+async def _receive(exchange: Exchange) -> MutableMapping[str, Any]:
+    message = await exchange.receive()
     if message["type"] == "http.disconnect":
         raise asyncio.CancelledError(CLIENT_GONE)
     return message
@@ -163,6 +156,6 @@ async def send_error(
         headers.append((b"allow", error.allow.encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="openbr"'))
-    if error.status in (408, 413) or error.code == "body_timeout":
+    if error.status == 413:
         headers.append((b"connection", b"close"))  # the rest of the body was not read
     await send_body(send, encode_error(error), error.status, headers, is_head=is_head)

@@ -16,11 +16,13 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import Any, NoReturn
 
 _MAX_LINE = 64 * 1024
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 _SIGKILL = 9
+_LOG_S = 0.3  # llama.cpp logs from a thread of its own, and why it failed is only in its log
 
 
 def main() -> NoReturn:
@@ -40,6 +42,7 @@ def main() -> NoReturn:
         server = _serve(order)
         port = int(server.listening_address.rpartition(":")[2])
     except Exception as exc:  # the outermost edge of this process
+        time.sleep(_LOG_S)
         _say(report, {"error": str(exc) or type(exc).__name__})
         os._exit(1)
     _say(report, {"port": port})

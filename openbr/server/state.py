@@ -23,7 +23,7 @@ class Limits:
     """Of one connection, and of all. Times are seconds.
 
     `head_s`: a request's head must be whole so long after its first byte, and a new connection
-    must have begun one. `body_s`: the longest silence inside a body; the app may allow less.
+    must have begun one. `body_s`: the longest silence inside a body.
     `body_rest_s`: how long the rest of a body may come after its answer. `write_s`: how long a
     client may take nothing of what is written to it.
     """
@@ -36,7 +36,7 @@ class Limits:
     max_pipelined: int = 64
     keep_alive_s: float = 65.0
     head_s: float = 15.0
-    body_s: float = 35.0
+    body_s: float = 30.0
     body_rest_s: float = 5.0
     write_s: float = 60.0
 
