@@ -79,7 +79,6 @@ def _limits(config: Config, descriptors: int) -> Limits:
 
     # A request needs two descriptors, its client's and its upstream's.
     most = min(4 * config.limits.concurrent_requests, descriptors // 2 - 128)
-    # The app's own limit on a silent body comes first: its refusal knows the request.
     return Limits(max_connections=max(16, most), body_s=config.limits.body_timeout_s)
 
 
