@@ -64,7 +64,9 @@ class BuildWithData(build_py):
                 self.copy_file(str(source), str(target))
 
     def get_source_files(self) -> list[str]:
-        native = [path for end in ("pyx", "pxd") for path in Path("openbr/_native").glob(f"*.{end}")]
+        native = [
+            path for end in ("pyx", "pxd") for path in Path("openbr/_native").glob(f"*.{end}")
+        ]
         return [
             *super().get_source_files(),
             *(str(source) for source, _ in self._data()),

@@ -1,14 +1,13 @@
 """One running gateway beside a bare uvicorn: memory, start-up time, and what idling costs.
 
-In: this machine (Linux: it reads /proc). Out: a table of openbr, the bare uvicorn, their ratio
-and the target. Both run at the same time, under the same Python, and get the same requests; the
-gateway sends them on to an upstream in a process of its own. The rules that live only here: starts
-are interleaved, the first of each apart (it fills caches of the disk); every answer is checked.
+In: options; Linux, for it reads /proc. Out: a table of openbr, the bare uvicorn and their ratio.
+Both run at the same time, under the same Python, and get the same requests; the gateway sends
+them on to an upstream in a process of its own. The rules that live only here: starts are
+interleaved, the first of each apart (it fills caches of the disk); every answer is checked.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import os
@@ -19,18 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+
+from table import Options, Ratio, Row, Table, divide
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWER = "Brasilia is the capital of Brazil."
 DEADLINE_S = 60.0
 CONNECTIONS = 4
-READY_MB, LOADED_MB, START_RATIO = 41.0, 45.0, 4.0
+TITLE = "The gateway as a process, beside a bare uvicorn"
 
 # The smallest server on the gateway's own stack. Source, not a function: a function would bring
 # this module's imports into the process that is measured.
@@ -90,33 +91,6 @@ async def main():
     await server.serve_forever()
 asyncio.run(main())
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One measured thing. `limit` is the most that openbr may show, as a figure or as a ratio."""
-
-    what: str
-    unit: str
-    openbr: float
-    bare: float
-    limit: float | None = None
-    is_ratio: bool = False
-
-    @property
-    def ratio(self) -> float | None:
-        return self.openbr / self.bare if self.bare else None
-
-    @property
-    def met(self) -> bool | None:
-        value = self.ratio if self.is_ratio else self.openbr
-        return None if self.limit is None or value is None else value <= self.limit
-
-    @property
-    def target(self) -> str:
-        if self.limit is None:
-            return "-"
-        return f"<= {self.limit:g}" + ("x bare" if self.is_ratio else f" {self.unit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,74 +268,87 @@ class Plan:
 QUICK = Plan(rounds=3, chats=40, settle_s=8.0, idle_s=5.0)
 
 
-def measure(plan: Plan) -> list[Row]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Of openbr and of the bare uvicorn, in this order."""
+
+    starts: list[list[float]]
+    ready: list[Size]
+    loaded: list[Size]
+    trimmed: list[Size]
+    idle: list[Activity]
+
+
+def measure(plan: Plan, say: Callable[[str], None]) -> Measured:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         upstream = stack.enter_context(running(program(UPSTREAM), "/v1/models"))
         servers = (gateway(folder, upstream.port), program(BARE))
+        say("process: starting each, in turns")
         starts = measure_starts(servers, plan.rounds)
         pair = [stack.enter_context(running(server)) for server in servers]
         pids = tuple(one.pid for one in pair)
         ready = [read_size(pid) for pid in pids]
+        say(f"process: {plan.chats} chats")
         for one in pair:
             load(one.port, plan.chats, "bench/m")
         loaded = [read_size(pid) for pid in pids]
         time.sleep(plan.settle_s)
+        say(f"process: idle for {plan.idle_s:g} s")
         idle = measure_idle(pids, plan.idle_s)
         trimmed = [read_size(pid) for pid in pids]
-    return [
-        start_row("exec -> first 200 on /healthz, median", [median(own[1:]) for own in starts]),
-        Row(what="the same, first start ever", unit="s", openbr=starts[0][0], bare=starts[1][0]),
-        *size_rows("ready, nothing used yet", ready, READY_MB),
-        *size_rows(f"after {plan.chats} chats", loaded, None),
-        *size_rows("after them and the idle trim", trimmed, LOADED_MB),
-        activity_row("voluntary wakeups, idle", "/s", [one.wakeups / plan.idle_s for one in idle]),
-        activity_row("CPU, idle", "%", [one.cpu_s / plan.idle_s * 100 for one in idle]),
-    ]
+    return Measured(starts=starts, ready=ready, loaded=loaded, trimmed=trimmed, idle=idle)
 
 
-def start_row(what: str, seconds: list[float]) -> Row:
-    ours, bare = seconds
-    return Row(what=what, unit="s", openbr=ours, bare=bare, limit=START_RATIO, is_ratio=True)
-
-
-def size_rows(what: str, sizes: list[Size], limit: float | None) -> list[Row]:
-    ours, bare = sizes
-    return [
-        Row(what=f"RSS, {what}", unit="MB", openbr=ours.rss_mb, bare=bare.rss_mb, limit=limit),
-        Row(what=f"PSS, {what}", unit="MB", openbr=ours.pss_mb, bare=bare.pss_mb),
-    ]
-
-
-def activity_row(what: str, unit: str, values: list[float]) -> Row:
+def row(name: str, values: Iterable[float]) -> Row:
     ours, bare = values
-    # 30 s of one process: what rounds to 0.0 is nothing.
-    return Row(what=what, unit=unit, openbr=ours, bare=bare, limit=0.04)
+    return Row(name=name, cells=(ours, bare, divide(ours, bare)))
 
 
-def print_rows(rows: list[Row]) -> None:
-    print(f"{'':44}{'openbr':>10}{'bare':>10}{'ratio':>8}  target")
-    for row in rows:
-        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-        line = f"{row.what + ', ' + row.unit:44}{row.openbr:10.3f}{row.bare:10.3f}{ratio:>8}"
-        print(f"{line}  {row.target} {verdict}".rstrip())
+def tabulate(found: Measured, plan: Plan) -> Table:
+    sizes = {
+        "ready, nothing used yet": found.ready,
+        f"after {plan.chats} chats": found.loaded,
+        "after them and the idle trim": found.trimmed,
+    }
+    starts = [median(own[1:]) for own in found.starts]
+    wakeups = [one.wakeups / plan.idle_s for one in found.idle]
+    cpu = [one.cpu_s / plan.idle_s * 100 for one in found.idle]
+    rows = [
+        row("exec -> first 200 on /healthz, s", starts),
+        row("the same, first start ever, s", (own[0] for own in found.starts)),
+        *(row(f"RSS {when}, MB", (one.rss_mb for one in pair)) for when, pair in sizes.items()),
+        *(row(f"PSS {when}, MB", (one.pss_mb for one in pair)) for when, pair in sizes.items()),
+        row("voluntary wakeups/s, idle", wakeups),
+        row("CPU %, idle", cpu),
+    ]
+    ready, trimmed = found.ready[0].rss_mb, found.trimmed[0].rss_mb
+    return Table(
+        title=TITLE,
+        unit=f"median of {plan.rounds} starts, {plan.idle_s:g} s idle",
+        columns=("openbr", "bare uvicorn", "ratio"),
+        rows=rows,
+        ratios=[
+            at_most("start, to bare uvicorn", divide(*starts), 4, "x"),
+            at_most("RSS, ready", ready, 41, " MB"),
+            at_most("RSS, ready, to bare uvicorn", divide(ready, found.ready[1].rss_mb), None, "x"),
+            at_most("RSS, after chats and trim", trimmed, 45, " MB"),
+            # What rounds to 0.0 is nothing.
+            at_most("wakeups, idle", wakeups[0], 0.04, "/s"),
+            at_most("CPU, idle", cpu[0], 0.04, " %"),
+        ],
+    )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer starts, a shorter idle stretch")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-    options = parser.parse_args()
+def at_most(name: str, value: float | None, target: float | None, unit: str) -> Ratio:
+    """Only what is measured against the bare uvicorn holds on another machine."""
+    guarded = unit == "x"
+    return Ratio(name=name, value=value, wish="<=", target=target, unit=unit, is_guarded=guarded)
+
+
+def run(options: Options) -> list[Table]:
+    plan = QUICK if options.quick else Plan()
     if not Path("/proc/self/smaps_rollup").exists():
-        parser.error("this bench reads /proc of Linux")
-    rows = measure(QUICK if options.quick else Plan())
-    print_rows(rows)
-    if options.json:
-        found = [{**asdict(row), "ratio": row.ratio, "met": row.met} for row in rows]
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        note = "not measured: it reads /proc, as Linux has it"
+        return [Table(title=TITLE, unit="", columns=(), rows=[], notes=[note])]
+    return [tabulate(measure(plan, options.say), plan)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -118,18 +119,35 @@ def create_memory_manager() -> MemoryManager:
 # Hashes.
 
 
-@cache
-def _blake3() -> type[blake3]:
+_blake3: type[blake3] | None = None  # loaded at its first use
+
+
+def _load_blake3() -> type[blake3]:
+    global _blake3
     from blake3 import blake3
 
+    _blake3 = blake3
     return blake3
 
 
-@cache
-def _xxh3() -> Callable[[Data], bytes]:
+def __getattr__(name: str) -> Any:
+    """xxh3_hash is xxhash's own function, put here at its first use: a function of ours around it
+    would cost more than hashing 256 bytes."""
+    if name != "xxh3_hash":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from xxhash import xxh3_128_digest
 
+    globals()[name] = xxh3_128_digest
     return xxh3_128_digest
+
+
+if TYPE_CHECKING:
+
+    def xxh3_hash(data: Data, /) -> bytes:
+        """The 16-byte XXH3 digest, for ETags and shards inside one trust domain. Was: xxh3Hash.
+
+        Raises: TypeError if data is not bytes-like.
+        """
 
 
 def blake3_hash(data: Data) -> bytes:
@@ -137,19 +155,9 @@ def blake3_hash(data: Data) -> bytes:
 
     Raises: TypeError if data is not bytes-like.
     """
-    hasher = _blake3()()
-    hasher.update(data)
-    return hasher.digest()
-
-
-def xxh3_hash(data: Data) -> bytes:
-    """The 16-byte XXH3 digest, for ETags and shards inside one trust domain. Was: xxh3Hash.
-
-    Raises: TypeError if data is not bytes-like.
-    """
-    if isinstance(data, str):
-        raise TypeError("data must be bytes-like, not str")
-    return _xxh3()(data)
+    if data is None:
+        raise TypeError("data must be bytes-like, not None")
+    return (_blake3 or _load_blake3())(data).digest()
 
 
 def hash_batch(items: Iterable[Data]) -> list[bytes]:
@@ -159,7 +167,7 @@ def hash_batch(items: Iterable[Data]) -> list[bytes]:
 
 def create_blake3_hasher() -> blake3:
     """A hasher for data in pieces: `update(data)`, then `digest()`. Was: createBlake3Hasher."""
-    return _blake3()()
+    return (_blake3 or _load_blake3())()
 
 
 # JSON.
@@ -316,9 +324,7 @@ def info() -> Info:
         )
         for one in _native.IMPLEMENTATIONS
     ]
-    return Info(
-        parts=(*modules, _json_part(), _hash_part("blake3", _blake3), _hash_part("xxh3", _xxh3))
-    )
+    return Info(parts=(*modules, _json_part(), _hash_part("blake3"), _hash_part("xxh3")))
 
 
 def _json_part() -> Part:
@@ -332,13 +338,12 @@ def _json_part() -> Part:
     return Part(name="json", kind="pure", library="json", reason=reason)
 
 
-def _hash_part(name: str, load: Any) -> Part:
+def _hash_part(name: str) -> Part:
     library = "xxhash" if name == "xxh3" else name
     if find_spec(library) is None:
         reason = f"{library} is not installed, and openbr needs it"
         return Part(name=name, kind="missing", library=library, reason=reason, loaded=False)
-    loaded = bool(load.cache_info().currsize)
-    return Part(name=name, kind="native", library=library, loaded=loaded)
+    return Part(name=name, kind="native", library=library, loaded=library in sys.modules)
 
 
 def features() -> NativeFlags:

@@ -64,6 +64,18 @@
     toEnd.addEventListener("click", () => { follow = true; settle(); log.focus({ preventScroll: true }); });
   }
 
+  // htmx joins a broken stream again by itself, but not one that it could not join at first.
+  const RETRY_MS = 2000;
+  const joinAgain = (event) => {
+    const ctx = event.detail.ctx;
+    const live = ctx && ctx.sourceElement;
+    if (!live || !live.hasAttribute("hx-sse:connect")) return;
+    if (ctx.response && ctx.response.status < 500) return;
+    setTimeout(() => { if (live.isConnected) htmx.process(live, true); }, RETRY_MS);
+  };
+  document.addEventListener("htmx:error", joinAgain);
+  document.addEventListener("htmx:response:error", joinAgain);
+
   // The end of an answer: its stream has closed, the turn is at rest.
   document.addEventListener("done", (event) => {
     const turn = event.target.closest("[aria-busy]");

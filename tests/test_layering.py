@@ -54,6 +54,7 @@ HEAVY = {"aiohttp", "anthropic", "httpx", "httpx2", "openai", "pydantic", "reque
 LAZY = {"babel", "cryptography", "markdown_it", "nh3", "psutil", "pygments", "rich"}
 # Reading its own terminal (NO_COLOR, TERM, COLUMNS) is the business of a command.
 MAY_READ_ENVIRONMENT = {"config"}
+ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
 TERMINAL_FACTS = {"NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES", "LANG", "EDITOR"}
 ROOMLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 SQL = re.compile(
@@ -190,10 +191,10 @@ def rule_the_gateway_process_stays_light(module: str) -> Wrong:
 def rule_only_config_reads_the_environment(module: str) -> Wrong:
     source = sources()[module]
     for node in ast.walk(source) if room_of(module) not in MAY_READ_ENVIRONMENT else ():
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ENVIRONMENT:
             of_terminal = environment_name(source, node) in TERMINAL_FACTS
             if room_of(module) != "cli" or not of_terminal:
-                yield f"line {node.lineno}: only config.py reads the environment"
+                yield f"line {node.lineno}: only config reads the environment"
         elif isinstance(node, ast.ImportFrom) and node.module == "os":
             names = {alias.name for alias in node.names}
             yield from (f"line {node.lineno}: {name}" for name in names & {"environ", "getenv"})

@@ -14,7 +14,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from openbr._native.buffer cimport show, size_from
+from openbr._native.buffer cimport openbr_small_int, show, unusual_size_from
 
 from openbr._native.limits import MAX_BYTES, parse_whole
 from openbr._native.stats import ArenaStats
@@ -103,7 +103,7 @@ cdef class MemoryArena:
         size_t allocated        # bytes in chunks
         size_t chunks
         size_t used             # bytes handed out or appended since the last reset
-        size_t high_water       # the most bytes ever used
+        size_t high_water       # the most bytes ever used, before the last reset
         size_t resets
         size_t exports          # views that exist
         uint64_t life           # a number for the time between two resets
@@ -139,7 +139,9 @@ cdef class MemoryArena:
 
         Raises: TypeError, ValueError (n < 1), OverflowError, MemoryError.
         """
-        cdef Py_ssize_t size = size_from(n)
+        cdef Py_ssize_t size = openbr_small_int(n)
+        if size < 1:
+            size = unusual_size_from(n)
         cdef ArenaBuffer buffer = ArenaBuffer.__new__(ArenaBuffer)
         buffer.start = self._take_aligned(<size_t>size)
         if buffer.start == NULL:
@@ -183,6 +185,7 @@ cdef class MemoryArena:
         """
         if self.exports > 0:
             raise BufferError("the arena cannot be reset: a view of its memory exists")
+        self.high_water = max(self.high_water, self.used)
         self._free_others()
         PyMem_Free(self.extents)
         self.extents = NULL
@@ -200,15 +203,10 @@ cdef class MemoryArena:
         return ArenaStats(
             allocated=self.allocated,
             used=self.used,
-            high_water=self.high_water,
+            high_water=max(self.high_water, self.used),
             chunks=self.chunks,
             resets=self.resets,
         )
-
-    cdef inline void _count(self, size_t size) noexcept:
-        self.used += size
-        if self.used > self.high_water:
-            self.high_water = self.used
 
     cdef inline char* _take_aligned(self, size_t size) noexcept:
         """NULL: no memory, nothing changed."""
@@ -228,7 +226,7 @@ cdef class MemoryArena:
                 return NULL
             start = self.cursor
             self.cursor += needed
-        self._count(size)
+        self.used += size
         return start
 
     cdef int _append(self, const char* data, size_t size) noexcept:
@@ -255,7 +253,7 @@ cdef class MemoryArena:
             if rest > 0:
                 self._collect(self.cursor, data + fits, rest)
             self.cursor += rest if rest > 0 else fits
-        self._count(size)
+        self.used += size
         return 0
 
     cdef inline void _collect(self, char* start, const char* data, size_t size) noexcept:

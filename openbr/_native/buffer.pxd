@@ -10,7 +10,7 @@ cdef extern from *:
     """
     static char openbr_byte[] = "B";  /* an unsigned byte */
 
-    /* The value of a plain int of one digit, which is every usual size; else -1. */
+    /* The value of a plain int of one digit, which is every usual size; else 0 or less. */
     static inline Py_ssize_t openbr_small_int(PyObject *n) {
         if (!PyLong_CheckExact(n)) return -1;
     #if PY_VERSION_HEX >= 0x030C0000
@@ -25,13 +25,8 @@ cdef extern from *:
     Py_ssize_t openbr_small_int(object n) noexcept
 
 
-cdef inline Py_ssize_t size_from(object n) except -1:
-    """The argument n, from 1 to MAX_BYTES."""
-    cdef Py_ssize_t size = openbr_small_int(n)
-    return size if size > 0 else unusual_size_from(n)
-
-
 cdef inline Py_ssize_t unusual_size_from(object n) except -1:
+    """The argument n where openbr_small_int gave no size: from 1 to MAX_BYTES, or an exception."""
     from openbr._native.limits import MAX_BYTES, parse_whole
 
     return parse_whole("n", n, 1, MAX_BYTES)

@@ -9,6 +9,7 @@ sent whole, because nobody can know what its reader has seen.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -152,17 +153,21 @@ async def _events(
     parts: Parts, message: Message, run: Run, seen: int, shared: Mapping[str, Any]
 ) -> AsyncIterator[bytes]:
     """Pieces as they come, then the end. Ids are piece numbers."""
-    was_loading: bool | None = None
+    told: bool | None = None
+    silent_since = time.monotonic()
     while not run.has_ended or len(run.pieces) > seen:
-        patience_s = KEEP_ALIVE_S if run.pieces else LOOK_S
-        if not await run.news(seen, patience_s):
-            is_loading = not run.pieces and _is_loading(parts, run.expected)
-            if not run.pieces and is_loading != was_loading:
-                was_loading = is_loading
+        waits_here = not run.pieces and run.expected is not None and run.expected.is_local
+        if not await run.news(seen, LOOK_S if waits_here else KEEP_ALIVE_S):
+            is_loading = waits_here and _is_loading(parts, run.expected)
+            if waits_here and is_loading != told:
+                told = is_loading
                 context = {**shared, "turn": view_turn(parts, message)}
                 yield _encode(parts.pages.render("fragments/stream_wait.html", context))
-            elif run.pieces:
+            elif time.monotonic() - silent_since < KEEP_ALIVE_S:
+                continue
+            else:
                 yield b": keep-alive\n\n"
+            silent_since = time.monotonic()
             continue
         if len(run.pieces) > seen:
             context = {
@@ -174,6 +179,7 @@ async def _events(
             seen = len(run.pieces)
             html = parts.pages.render("fragments/stream_piece.html", context)
             yield _encode(html, number=seen)
+            silent_since = time.monotonic()
             await asyncio.sleep(EVENT_GAP_S)
     stored = _reload(parts, message)
     context = {**shared, "turn": view_turn(parts, stored), "running": False}
@@ -274,12 +280,14 @@ def _page(
     parts = parts_of(request)
     found = parts.store.read(conversations.messages, conversation.id) if conversation else []
     recent = parts.store.read(conversations.list_recent, RECENT)
+    turns = [view_turn(parts, message) for message in found]
     context = {
         "page": "chat",
         "conversation": conversation,
-        "turns": [view_turn(parts, message) for message in found],
+        "turns": turns,
         "days": group_by_day(recent, parts.now(), language_of(request)),
-        "running": conversation is not None and parts.runs.of(conversation.id) is not None,
+        # Of what is shown, not of the runs: one that was stored a moment ago is still among them.
+        "running": any(turn.state == "running" for turn in turns),
         "draft": draft,
         "notice": notice,
     }

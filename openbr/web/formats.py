@@ -35,7 +35,8 @@ def visible(text: str) -> str:
 
 def name(text: str, longest: int = 120) -> str:
     """A model's name or a title on one line, with nothing invisible in it."""
-    text = _IN_NAME.sub(_show, text)
+    if _IN_NAME.search(text):
+        text = _IN_NAME.sub(_show, text)
     return text if len(text) <= longest else text[: longest - 1] + "\u2026"
 
 

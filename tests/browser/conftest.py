@@ -89,7 +89,7 @@ def open_page(browser: Browser, gateway: GatewayProcess) -> Iterator[OpenPage]:
     complaints: list[str] = []
     contexts = []
 
-    def open_one(path: str, *, allow: str = "", **options: Any) -> Page:
+    def open_one(path: str | None, *, allow: str = "", **options: Any) -> Page:
         """A page in a context of its own. `allow`: a pattern of console errors that are meant."""
         context = browser.new_context(
             base_url=gateway.url, **{"locale": "pt-BR", "reduced_motion": "reduce", **options}
@@ -106,7 +106,8 @@ def open_page(browser: Browser, gateway: GatewayProcess) -> Iterator[OpenPage]:
 
         page.on("console", listen)
         page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
-        page.goto(path)
+        if path is not None:
+            page.goto(path)
         return page
 
     yield open_one

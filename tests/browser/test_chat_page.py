@@ -9,7 +9,7 @@ import pytest
 from browser.acts import choose_elsewhere, send
 from fake_upstream import Gate, OpenAIUpstream
 from gateway_process import GatewayProcess
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 pytestmark = pytest.mark.browser
 OpenPage = Callable[..., Page]
@@ -105,6 +105,23 @@ def test_a_reload_takes_up_a_running_answer(open_page: OpenPage, chat: OpenAIUps
     expect(page.get_by_role("button", name="Enviar")).to_be_visible()
 
 
+def test_a_stream_is_joined_however_late_its_script_comes(
+    open_page: OpenPage, chat: OpenAIUpstream
+) -> None:
+    page = open_page("/ui/chat")
+    send(page, "Conte")
+    chat.gate.release()
+    expect(page.locator("article.assistant .text")).to_contain_text("Brasília")
+    held: list[Route] = []
+    other = open_page(None)
+    other.route("**/hx-sse.min.js*", lambda route: held.append(route))
+    other.goto("/ui/chat/1", wait_until="commit")
+    other.wait_for_function("() => window.htmx")
+    held[0].continue_()
+    chat.gate.open()
+    expect(other.locator("article.assistant .text")).to_contain_text("Fim")
+
+
 def test_a_second_tab_follows_the_same_answer(open_page: OpenPage, chat: OpenAIUpstream) -> None:
     page = open_page("/ui/chat")
     send(page, "Conte")
@@ -149,7 +166,7 @@ def test_the_log_follows_only_who_is_at_its_end(open_page: OpenPage, chat: OpenA
     expect(text).to_contain_text("linha")
     log = page.locator("#log")
     left = "log => log.scrollHeight - log.scrollTop - log.clientHeight"
-    page.wait_for_function(f"({left})(document.getElementById('log')) < 80")
+    page.wait_for_function(f"() => ({left})(document.getElementById('log')) < 80")
     log.hover()
     page.mouse.wheel(0, -600)
     expect(page.get_by_role("button", name="Ir para o fim")).to_be_visible()
@@ -159,7 +176,7 @@ def test_the_log_follows_only_who_is_at_its_end(open_page: OpenPage, chat: OpenA
     page.get_by_role("button", name="Ir para o fim").click()
     chat.gate.open()
     expect(text).to_contain_text("fim")
-    page.wait_for_function(f"({left})(document.getElementById('log')) < 80")
+    page.wait_for_function(f"() => ({left})(document.getElementById('log')) < 80")
     expect(page.get_by_role("button", name="Ir para o fim")).to_be_hidden()
 
 
@@ -176,6 +193,24 @@ def test_a_killed_gateway_leaves_a_marked_answer(
     expect(answer).to_contain_text("O openbr parou enquanto esta resposta era escrita.")
     expect(page.get_by_role("button", name="Enviar")).to_be_visible()
     expect(page.locator("#lost")).to_be_hidden()
+
+
+def test_a_stream_that_cannot_be_joined_at_first(open_page: OpenPage, chat: OpenAIUpstream) -> None:
+    page = open_page("/ui/chat", allow="ERR_FAILED|500|htmx")
+    refusals = [lambda route: route.abort(), lambda route: route.fulfill(status=500)]
+
+    def refuse(route: Route) -> None:
+        refusals.pop()(route) if refusals else route.continue_()
+
+    page.route("**/stream/**", refuse)
+    with page.expect_response(lambda response: response.status == 500):
+        send(page, "Conte")
+    assert len(refusals) == 1
+    with page.expect_event("requestfailed"):
+        pass
+    chat.gate.open()
+    expect(page.locator("article.assistant .text")).to_contain_text("Fim")
+    expect(page.get_by_role("button", name="Enviar")).to_be_visible()
 
 
 def test_a_failure_says_what_to_do(open_page: OpenPage, chat: OpenAIUpstream) -> None:

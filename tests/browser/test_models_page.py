@@ -71,9 +71,7 @@ def test_a_choice_made_elsewhere_arrives_and_leaves_the_mark_alone(
     expect(page.get_by_role("radio", name="three")).to_be_checked()
 
 
-def test_polls_that_bring_nothing_are_304(
-    open_page: OpenPage, gateway: GatewayProcess
-) -> None:
+def test_polls_that_bring_nothing_are_304(open_page: OpenPage, gateway: GatewayProcess) -> None:
     choose_elsewhere(gateway, "alpha/one")
     page = open_page("/ui/models")
     with page.expect_response(lambda r: r.url.endswith("/ui/models?q=")) as first:

@@ -475,8 +475,12 @@ class TestInstances:
                 make(Thing, max_objects=value)
 
     def test_cycles_are_collected(self, make):
-        thing = Thing()
-        thing.pool = make(Thing, thing.__dict__.get)
+        class Keeper(Thing):
+            def reset(self, thing):
+                pass
+
+        thing = Keeper()
+        thing.pool = make(Thing, thing.reset)
         lent = thing.pool.acquire()
         lent.pool = thing.pool
         thing.pool.release(thing.pool.acquire())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from fake_upstream import Gate
 from web.states import begin
-from web.stream import Reader
+from web.stream import Event, Reader
 from web.world import Script, World
 
 from openbr.errors import StreamInterruptedError, UpstreamUnavailableError
@@ -85,7 +85,7 @@ def test_htmx_is_answered_at_once(make_world: MakeWorld) -> None:
     text = part.body.decode()
     assert 'hx-sse:connect="/ui/chat/1/stream/4?after=0"' in text
     assert 'hx-sse:close="done"' in text
-    assert 'hx-config="sse.pauseOnBackground:false"' in text
+    assert 'hx-config="sse.pauseOnBackground:false sse.reconnectMaxDelay:5s"' in text
     assert 'id="m3"' in text and "E agora?" in text
     assert 'id="m1"' not in text
     assert 'id="stop"' in text and 'id="send"' not in text
@@ -486,6 +486,48 @@ def test_a_failure_ends_the_stream_with_its_words(make_world: MakeWorld) -> None
             assert events[-1].name == "done"
 
     world.run(read())
+
+
+def test_silence_is_filled_with_comments(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("writing")
+    monkeypatch.setattr("openbr.web.chat.KEEP_ALIVE_S", 0.02)
+
+    async def read() -> None:
+        async with Reader(world, "/ui/chat/1/stream/2?after=1") as reader:
+            quiet = await reader.event()
+            assert quiet == Event()
+
+    world.run(read())
+
+
+def test_an_answer_that_cannot_be_stored_ends_all_the_same(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from openbr.errors import ServiceUnavailableError
+
+    world = make_world("loaded")
+
+    def full(*_: object, **__: object) -> None:
+        raise ServiceUnavailableError("the disk is full")
+
+    monkeypatch.setattr(conversations, "finish_message", full)
+    assert world.post("/ui/chat", {"text": "oi"}).status == 303
+    assert "could not be stored: the disk is full" in caplog.text
+    assert world.parts.runs.of(1) is None
+    assert "O openbr parou enquanto" in world.get("/ui/chat/1").body.decode()
+
+
+def test_a_page_between_the_end_and_the_last_step_of_a_run(make_world: MakeWorld) -> None:
+    """What was stored counts: there is nothing left to stop."""
+    world = make_world("writing")
+    assert world.parts.runs.get(2) is not None
+    world.store.write(
+        conversations.finish_message, 2, text="Dá para fazer", state="done", now=world.now
+    )
+    page = world.get("/ui/chat/1").body.decode()
+    assert 'id="send"' in page and 'id="stop"' not in page
 
 
 # The end of the process.

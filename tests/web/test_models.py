@@ -309,7 +309,7 @@ def test_the_pill_is_polled_by_every_other_page(make_world: MakeWorld) -> None:
     part = world.get("/ui/models/in-use", htmx=True, headers={"hx-ptag": tag})
     assert part.status == 200
     assert part.headers["hx-ptag"] != tag
-    assert part.body.decode().count("qwen3:8b</bdi>") == 2
+    assert part.body.decode().count("qwen3:8b</bdi>") == 3
     assert world.get("/ui/models/in-use").headers["location"] == "/ui/models"
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 
 import pytest
 from web.world import World
+
+from openbr.errors import AuthenticationError, ForbiddenError, OpenbrError, WrongHostError
+from openbr.web import send_error_page
 
 MakeWorld = Callable[..., World]
 POLICY = (
@@ -107,11 +111,17 @@ def test_an_error_page_needs_no_store(make_world: MakeWorld) -> None:
     assert "Not available now" in page.body.decode()
 
 
-def test_an_error_before_any_endpoint(make_world: MakeWorld) -> None:
-    import asyncio
-
-    from openbr.errors import WrongHostError
-    from openbr.web import send_error_page
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (WrongHostError("this gateway does not answer to evil.example"), "evil.example"),
+        (AuthenticationError("a key is needed"), 'href="/ui/login"'),
+        (ForbiddenError("another site may not call this gateway"), "Not allowed"),
+    ],
+)
+def test_an_error_before_any_endpoint(
+    error: OpenbrError, words: str, make_world: MakeWorld
+) -> None:
 
     world = make_world("loaded")
     sent: list[dict[str, object]] = []
@@ -127,12 +137,11 @@ def test_an_error_before_any_endpoint(make_world: MakeWorld) -> None:
             "query_string": b"",
             "headers": [(b"host", b"evil.example"), (b"accept-language", b"en")],
         }
-        error = WrongHostError("this gateway does not answer to evil.example")
         await send_error_page(world.app, scope, asyncio.Queue().get, send, error)
 
     world.run(refuse())
-    assert sent[0]["status"] == 421
-    assert b"does not answer to evil.example" in sent[1]["body"]
+    assert sent[0]["status"] == error.status
+    assert words in sent[1]["body"].decode()
     assert b"content-security-policy" in dict(sent[0]["headers"])
 
 
