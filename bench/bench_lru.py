@@ -75,7 +75,7 @@ def make_cachebox(name: str, *options: Any) -> Callable[[int], Any]:
 def make_lru_dict(entries: int) -> Any:
     from lru import LRU
 
-    cache = LRU(entries)
+    cache: Any = LRU(entries)
     return cache.get, cache.__setitem__
 
 

@@ -154,7 +154,8 @@ def hit_rates(make: Any) -> Table:
     cells = []
     depths = (4, 8, 16, 100)
     for depth in depths:
-        pool, rng, lent = make(depth), random.Random(SEED), []
+        pool, rng = make(depth), random.Random(SEED)
+        lent: list[Any] = []
         for _ in range(40_000):
             if lent and (len(lent) >= 16 or rng.random() < 0.5):
                 pool.release(lent.pop(rng.randrange(len(lent))))

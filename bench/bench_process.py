@@ -261,11 +261,11 @@ def measure_idle(pids: tuple[int, ...], seconds: float) -> list[Activity]:
 class Plan:
     rounds: int = 7
     chats: int = 200
-    settle_s: float = 10.0  # longer than the gateway waits before it trims
+    settle_s: float = 12.0  # the gateway trims after 10
     idle_s: float = 30.0
 
 
-QUICK = Plan(rounds=3, chats=40, settle_s=8.0, idle_s=5.0)
+QUICK = Plan(rounds=3, chats=40, idle_s=5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,46 +8,16 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from bisect import bisect
 from itertools import accumulate
 
 SEED = 20261123
-_ASCII = [
-    "the",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "model",
-    "answer",
-    "token",
-    "cache",
-    "gateway",
-    "please",
-    "explain",
-    "why",
-    "is",
-    "it",
-    "that",
-    "when",
-    "we",
-    "'quoted'",
-    '"double"',
-    "back\\slash",
-]
-_WORDS = [
-    *_ASCII,
-    "coração",
-    "São",
-    "Paulo",
-    "ação",
-    "naïve",
-    "Привет",
-    "你好",
-    "line\nbreak",
-    "tab\t",
-]
+_WORDS = (
+    "the a of and to in model answer token cache gateway please explain why is it that when we "
+    "'quoted' \"double\" back\\slash coração São Paulo ação naïve Привет 你好 line\nbreak tab\t"
+)
+_WORD_LIST = re.split(" ", _WORDS)
 
 
 def make_keys(count: int) -> list[str]:
@@ -79,9 +49,10 @@ def make_bytes(size: int) -> bytes:
 def make_chat(size: int) -> bytes:
     """The body of a chat request of about `size` bytes: a talk, settings, and a tool."""
     rng = random.Random(SEED + size)
+    messages = [{"role": "system", "content": "You answer in one sentence."}]
     body = {
         "model": "local/smollm2-135m",
-        "messages": [{"role": "system", "content": "You answer in one sentence."}],
+        "messages": messages,
         "temperature": 0.7,
         "max_tokens": 256,
         "stream": True,
@@ -99,9 +70,9 @@ def make_chat(size: int) -> bytes:
     length = len(json.dumps(body))
     role = "user"
     while length < size:
-        words = rng.choices(_WORDS, k=min(120, max(8, (size - length) // 7)))
+        words = rng.choices(_WORD_LIST, k=min(120, max(8, (size - length) // 7)))
         message = {"role": role, "content": " ".join(words)}
-        body["messages"].append(message)
+        messages.append(message)
         length += len(json.dumps(message, ensure_ascii=False).encode()) + 2
         role = "assistant" if role == "user" else "user"
     return json.dumps(body, ensure_ascii=False).encode()
@@ -118,7 +89,7 @@ def make_chunks(count: int) -> list[bytes]:
                 "object": "chat.completion.chunk",
                 "created": 1790000000,
                 "model": "m",
-                "choices": [{"index": 0, "delta": {"content": rng.choice(_WORDS) + " "}}],
+                "choices": [{"index": 0, "delta": {"content": rng.choice(_WORD_LIST) + " "}}],
             }
         ).encode()
         + b"\n\n"

@@ -56,6 +56,8 @@ from openbr.web.parts import Parts
 logger = logging.getLogger(__name__)
 
 _PEOPLE = ("/ui", "/static/")
+_LAST_WORDS_S = 5.0
+"""How long an answer that nobody reads just now may still take when the gateway ends."""
 _OPEN_PAGES = ("/static/", "/ui/login")
 _PLAIN = (b"content-type", b"text/plain; charset=utf-8")
 
@@ -114,7 +116,7 @@ class App:
         self.catalogue.refresh()
 
     async def close(self) -> None:
-        await self._pages.state.parts.runs.close()
+        await self._pages.state.parts.runs.close(_LAST_WORDS_S)
         await self.catalogue.close()
         for name in self.catalogue.names:
             await self.catalogue.adapter(name).close()
@@ -306,7 +308,8 @@ def _wrong_method(
 
 
 async def _to_login(scope: Scope, send: Send) -> None:
-    where = b"/ui/login?next=" + quote(scope["path"], safe="/").encode()
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    where = b"/ui/login?next=" + quote(scope["path"].encode() + query, safe="/").encode()
     # htmx would follow a redirect into a fragment's place: it is told to move the page.
     is_htmx = any(name == b"hx-request" for name, _ in scope["headers"])
     header = (b"hx-redirect", where) if is_htmx else (b"location", where)

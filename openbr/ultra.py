@@ -179,7 +179,7 @@ _SMALL_FLOAT = re.compile(r"e-[0-9](?![0-9])")  # 1e-5, where Python writes 1e-0
 class _Codec:
     name: str
     reason: str | None
-    loads: Callable[[str], Any] | None
+    loads: Callable[[bytes], Any] | None
     dumps: Callable[[Any], str] | None
 
 
@@ -217,7 +217,7 @@ def _ujson_refusal() -> str | None:
 
 
 @cache
-def _check_json() -> Callable[[Data | str], object]:
+def _check_json() -> Callable[[bytes], object]:
     import msgspec
 
     return msgspec.json.Decoder(msgspec.Raw).decode
@@ -232,23 +232,25 @@ def parse_json(data: Data | str) -> Any:
     Raises: ValueError if it is not JSON; TypeError if data is neither text nor bytes-like.
     """
     if isinstance(data, str):
-        text = data
+        raw = data.encode()
     elif isinstance(data, (bytes, bytearray, memoryview)):
-        text = str(data, "utf-8")
+        raw = bytes(data)
+        if not raw.isascii():
+            str(raw, "utf-8")  # neither of the two below looks into strings as strictly
     else:
         raise TypeError(f"data must be text or bytes-like, not {type(data).__name__}")
     try:
-        _check_json()(text)
+        _check_json()(raw)
     except (ValueError, RecursionError) as exc:
         raise ValueError(f"not valid JSON: {exc}") from exc
     loads = _codec().loads
     if loads is not None:
         try:
-            return loads(text)
+            return loads(raw)
         except (ValueError, RecursionError):
             pass
     try:
-        return json.loads(text)
+        return json.loads(raw)
     except (ValueError, RecursionError) as exc:
         raise ValueError(f"not valid JSON: {exc}") from exc
 

@@ -149,6 +149,8 @@ def test_pages_ask_for_a_login_where_a_key_is_needed(make_config: Callable[..., 
     config = make_config('[auth]\nmode = "required"\n[local]\nenabled = false\n')
     answer = ask(config, "GET", "/ui/models")
     assert (answer.status, answer.headers["location"]) == (303, "/ui/login?next=/ui/models")
+    found = ask(config, "GET", "/ui/models?q=a&p=2")
+    assert found.headers["location"] == "/ui/login?next=/ui/models%3Fq%3Da%26p%3D2"
     fragment = ask(config, "GET", "/ui/models", headers={"hx-request": "true"})
     assert fragment.headers["hx-redirect"] == "/ui/login?next=/ui/models"
     assert ask(config, "POST", "/ui/models").status == 401

@@ -94,43 +94,6 @@ cdef extern from *:
         openbr_dealloc_fields(self);
         Py_TRASHCAN_END
     }
-
-    /* `get` without the keyword handling of a Cython method, which takes no keywords all the same:
-       3 of 31 ns. */
-    static PyObject *(*openbr_get)(PyObject *, PyObject *, PyObject *);
-    static PyObject *openbr_get_fast(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-        if (count < 1 || count > 2) {
-            PyErr_Format(PyExc_TypeError, "get expected 1 or 2 arguments, got %zd", count);
-            return NULL;
-        }
-        return openbr_get(self, args[0], count == 2 ? args[1] : Py_None);
-    }
-    static PyMethodDef openbr_get_def = {
-        "get", (PyCFunction)(void (*)(void))openbr_get_fast, METH_FASTCALL, NULL};
-
-    static int openbr_adopt_get(PyObject *cls, PyObject *(*get)(PyObject *, PyObject *, PyObject *)) {
-        PyTypeObject *type = (PyTypeObject *)cls;
-        PyObject *slow = PyDict_GetItemString(type->tp_dict, "get"), *fast;
-        if (slow == NULL || !PyObject_TypeCheck(slow, &PyMethodDescr_Type)) return 0;
-        openbr_get = get;
-        openbr_get_def.ml_doc = ((PyMethodDescrObject *)slow)->d_method->ml_doc;
-        fast = PyDescr_NewMethod(type, &openbr_get_def);
-        if (fast == NULL) return -1;
-        int failed = PyDict_SetItemString(type->tp_dict, "get", fast);
-        Py_DECREF(fast);
-        PyType_Modified(type);
-        return failed;
-    }
-
-    /* The hash of a str is in it once it was asked for. */
-    static inline Py_hash_t openbr_hash(PyObject *key) {
-        if (PyUnicode_CheckExact(key)) {
-            Py_hash_t hash = ((PyASCIIObject *)key)->hash;
-            if (hash != -1) return hash;
-        }
-        return PyObject_Hash(key);
-    }
-
     static void openbr_adopt(PyObject *cls, int (*visit)(PyObject *, visitproc, void *),
                              void (*drop)(PyObject *)) {
         PyTypeObject *type = (PyTypeObject *)cls;
@@ -153,8 +116,6 @@ cdef extern from *:
         int (*visit)(PyObject*, visitproc, void*) noexcept,
         void (*drop)(PyObject*) noexcept,
     )
-    int openbr_adopt_get(object cls, object (*get)(object, object, object)) except -1
-    Py_hash_t openbr_hash(object key) except -1
     # Without "except": the error is set, and who calls looks at what changed before passing it on.
     int PyObject_RichCompareBool(PyObject*, PyObject*, int) noexcept
 
@@ -233,12 +194,18 @@ cdef class TTLCache:
 
     def get(self, key, default=None, /):
         """The value of a living entry, marked as used; else the default."""
-        return self._get(key, default)
+        cdef int32_t i = self._find_living(key)
+        if i < 0:
+            self.misses += 1
+            return default
+        self.hits += 1
+        use(&self.table, i)
+        return <object>self.table.records[i].value
 
     def peek(self, key, default=None, /):
         """The value of a living entry, else the default. Changes nothing, counts nothing."""
         cdef double now = self._now()
-        cdef int32_t i = self._find(<PyObject*>key, openbr_hash(key))
+        cdef int32_t i = self._find(<PyObject*>key, hash(key))
         if i < 0 or now >= self.table.records[i].deadline:
             return default
         return <object>self.table.records[i].value
@@ -257,7 +224,7 @@ cdef class TTLCache:
         Threads that ask for the same key meanwhile wait for it. One that fails raises to its own
         caller, and the next one tries. Raises: RuntimeError if a factory waits for itself.
         """
-        value = self._get(key, _MISSING)
+        value = self.get(key, _MISSING)
         if value is not _MISSING:
             return value
         return self.flights.compute(self, key, factory, ttl_s, size)
@@ -402,7 +369,7 @@ cdef class TTLCache:
         return self.peek(key, _MISSING) is not _MISSING
 
     def __getitem__(self, key, /):
-        value = self._get(key, _MISSING)
+        value = self.get(key, _MISSING)
         if value is _MISSING:
             raise KeyError(key)
         return value
@@ -412,15 +379,6 @@ cdef class TTLCache:
 
     def __delitem__(self, key, /):
         self.pop(key)
-
-    cdef inline object _get(self, key, default):
-        cdef int32_t i = self._find_living(key)
-        if i < 0:
-            self.misses += 1
-            return default
-        self.hits += 1
-        use(&self.table, i)
-        return <object>self.table.records[i].value
 
     # These run what the user gave: whoever calls them holds no index across the call.
 
@@ -448,7 +406,7 @@ cdef class TTLCache:
         cdef int32_t i
         if self.clock is not None and self.timed:
             return self._find_living_at(key, self._now())
-        key_hash = openbr_hash(key)
+        key_hash = hash(key)
         i = self._find(<PyObject*>key, key_hash)
         # The coarse clock is not the user's: nothing runs between the search and the verdict.
         if i >= 0 and self.table.records[i].deadline != INFINITY:
@@ -458,7 +416,7 @@ cdef class TTLCache:
         return i
 
     cdef int32_t _find_living_at(self, key, double now) except -2:
-        cdef Py_hash_t key_hash = openbr_hash(key)
+        cdef Py_hash_t key_hash = hash(key)
         cdef int32_t i = self._find(<PyObject*>key, key_hash)
         if i >= 0 and now >= self.table.records[i].deadline:
             self._drop_one_dead(i)
@@ -583,7 +541,7 @@ cdef class TTLCache:
             self.timed = True
         now = self._now()
         deadline = now + life if life != INFINITY else INFINITY
-        key_hash = openbr_hash(key)
+        key_hash = hash(key)
         i = self._find(<PyObject*>key, key_hash)
         # From here to _finish nothing runs but this.
         if self.table.max_size >= 0 and cost > self.table.max_size:
@@ -717,9 +675,4 @@ cdef void _drop(PyObject* self) noexcept:
     (<TTLCache>self)._drop_all()
 
 
-cdef object _get(object self, object key, object default):
-    return (<TTLCache>self)._get(key, default)
-
-
 openbr_adopt(TTLCache, _visit, _drop)
-openbr_adopt_get(TTLCache, _get)

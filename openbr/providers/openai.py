@@ -23,6 +23,7 @@ from openbr.errors import (
     StreamInterruptedError,
     UpstreamError,
     UpstreamProtocolError,
+    UpstreamRejectedError,
     UpstreamTimeoutError,
 )
 from openbr.providers.base import ChatStream, Completion, Provider, refusal
@@ -149,8 +150,12 @@ class OpenAIProvider(Provider):
         return not self._models or upstream_model in self._models
 
     async def fetch_models(self) -> tuple[Model, ...]:
-        """Shape: {"data": [{"id", "created"?, "context_length"? or "max_model_len"?}]}."""
+        """Shape: {"data": [{"id", "created"?, "context_length"? or "max_model_len"?}]}.
+
+        A declared list is the answer for a server that has none, but only of one that answers.
+        """
         if self._models:
+            await self._knock()
             return tuple(Model(provider=self.name, upstream_model=name) for name in self._models)
         response, key = await self._ask(b"GET", b"/models", b"", _LIST_TIMEOUTS)
         try:
@@ -177,6 +182,14 @@ class OpenAIProvider(Provider):
             for one in listed
             if one.id
         )
+
+    async def _knock(self) -> None:
+        """Whether the server is there and lets us in; that it has no list is no fault."""
+        try:
+            response, _ = await self._ask(b"GET", b"/models", b"", _LIST_TIMEOUTS)
+        except UpstreamRejectedError:
+            return
+        response.close()
 
     async def open_chat(self, request: ChatRequest, deployment: Deployment) -> ChatStream:
         body = _encode({**request.fields, "model": deployment.upstream_model})
