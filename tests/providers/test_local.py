@@ -570,6 +570,7 @@ def test_the_end_of_stdin_is_its_end(local_model: Path) -> None:
         "key": "k" * 64,
         "parent": os.getpid(),
         "packages": str(Path(spec.origin).parent.parent),
+        "sampling": {},
     }
     pipe = subprocess.PIPE
     command = [sys.executable, "-I", str(worker)]
