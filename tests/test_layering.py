@@ -46,7 +46,7 @@ ROOMS = (
 )
 RANK = {name: rank for rank, (name, _) in enumerate(ROOMS)}
 # Inside providers/: the table of adapters, the adapters, then what they share.
-SHARED_BY_ADAPTERS = ("framing", "base")
+SHARED_BY_ADAPTERS = ("openai_wire", "framing", "base")
 
 # A child process, started by path and never imported: it alone loads the language model.
 WORKER = "openbr.providers.local_worker"
@@ -257,10 +257,9 @@ def rule_no_module_keeps_state(module: str) -> Wrong:
             yield f"line {getattr(node, 'lineno', 0)}: {owners & OWNERS} makes it an owner of state"
     held = set(assigned_names(tree))
     for function in ast.walk(tree):
-        if isinstance(function, ast.Global):
-            yield f"line {function.lineno}: global"
-        elif isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
             changed = set(changed_names(function)) & (held - set(local_names(function)))
+            changed |= set(rebound_names(function))
             if changed:
                 yield f"line {function.lineno}: {function.name} changes the module's {changed}"
 
@@ -288,6 +287,25 @@ def changed_names(function: ast.AST) -> Iterator[str]:
             target = node.func.value if node.func.attr in CHANGES else None
         if isinstance(target, ast.Name):
             yield target.id
+
+
+def rebound_names(function: ast.AST) -> Iterator[str]:
+    """The `global` names of a function, but those it binds to what it has just imported: a late
+    import is a constant too."""
+    nodes = list(ast.walk(function))
+    declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    loaded = {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    for node in nodes:
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
+            late = isinstance(node.value, ast.Name) and node.value.id in loaded
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            yield from () if late else names & declared
 
 
 RULES = [rule for name, rule in list(globals().items()) if name.startswith("rule_")]

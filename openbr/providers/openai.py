@@ -5,17 +5,13 @@ and the upstream's events or body back with the deployment's full id as `model`.
 live only here: every event is decoded far enough to know that it is sound and what it says
 (text, finish reason, usage, error); an answer without content, finish or [DONE] is not one.
 
-Shape of an event: {"model", "choices": [{"delta": {...}, "finish_reason"}], "usage"?}.
-Source: OpenAI API reference, "Chat" and "Streaming", read 2026-11.
+openai_wire.py holds the shapes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
-
-import msgspec
 
 from openbr import __version__
 from openbr.config import LimitsConfig
@@ -28,84 +24,24 @@ from openbr.errors import (
 )
 from openbr.providers.base import ChatStream, Completion, Provider, refusal
 from openbr.providers.framing import EventFramer
-from openbr.records import Answer, ChatRequest, Deployment, Model, Secret, Usage
+from openbr.providers.openai_wire import (
+    DONE,
+    UNREADABLE,
+    ModelName,
+    decode_body,
+    decode_event,
+    encode,
+    error_status,
+    read_completion,
+    read_models,
+)
+from openbr.records import Answer, ChatRequest, Deployment, Model, Secret
 from openbr.upstream import Target, Timeouts, Upstream, UpstreamResponse, encode_headers
 
-DONE = b"[DONE]"
 _MAX_LIST = 16 * 1024**2
 _MAX_REFUSAL = 256 * 1024
 _LIST_TIMEOUTS = Timeouts(connect_s=2, first_byte_s=2, idle_s=2, total_s=5)
 """A model list has 2 s to begin: a page may show a skeleton for so long and no longer."""
-
-
-class _Delta(msgspec.Struct):
-    content: str | list[msgspec.Raw] | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
-    call: dict[str, msgspec.Raw] | None = msgspec.field(name="function_call", default=None)
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-
-    def record(self) -> Usage:
-        details = self.prompt_tokens_details
-        return Usage(
-            input_tokens=self.prompt_tokens or 0,
-            output_tokens=self.completion_tokens or 0,
-            cached_tokens=(details.cached_tokens or 0) if details else 0,
-        )
-
-
-class _Event(msgspec.Struct):
-    model: str | None = None
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _BodyChoice(msgspec.Struct):
-    message: dict[str, msgspec.Raw]
-    finish_reason: str | None = None
-
-
-class _Body(msgspec.Struct):
-    choices: list[_BodyChoice] | None = None
-    model: str | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _ListedModel(msgspec.Struct):
-    id: str
-    created: int | float | None = None
-    context_length: int | None = None
-    max_model_len: int | None = None
-    meta: dict[str, Any] | None = None
-
-
-class _List(msgspec.Struct):
-    data: list[_ListedModel] | None
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
-_decode_list = msgspec.json.Decoder(_List).decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_encode = msgspec.json.Encoder().encode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class OpenAIProvider(Provider):
@@ -150,38 +86,21 @@ class OpenAIProvider(Provider):
         return not self._models or upstream_model in self._models
 
     async def fetch_models(self) -> tuple[Model, ...]:
-        """Shape: {"data": [{"id", "created"?, "context_length"? or "max_model_len"?}]}.
+        """What the server lists, or what the file declares.
 
         A declared list is the answer for a server that has none, but only of one that answers.
         """
         if self._models:
             await self._knock()
             return tuple(Model(provider=self.name, upstream_model=name) for name in self._models)
-        response, key = await self._ask(b"GET", b"/models", b"", _LIST_TIMEOUTS)
+        response, _ = await self._ask(b"GET", b"/models", b"", _LIST_TIMEOUTS)
         try:
-            body = await response.read(_MAX_LIST)
-            listed = _decode_list(body).data or []
-        except _UNREADABLE as exc:
-            raise UpstreamProtocolError(
-                f"{self.name}: the model list is not one: check that base_url ends where "
-                "/models begins",
-                provider=self.name,
-            ) from exc
+            return read_models(await response.read(_MAX_LIST), self.name)
         except UpstreamError as exc:
             exc.provider = self.name
             raise
         finally:
             response.close()
-        return tuple(
-            Model(
-                provider=self.name,
-                upstream_model=one.id,
-                created_at=int(one.created or 0),
-                context_tokens=one.context_length or one.max_model_len or _trained(one.meta),
-            )
-            for one in listed
-            if one.id
-        )
 
     async def _knock(self) -> None:
         """Whether the server is there and lets us in; that it has no list is no fault."""
@@ -192,7 +111,7 @@ class OpenAIProvider(Provider):
         response.close()
 
     async def open_chat(self, request: ChatRequest, deployment: Deployment) -> ChatStream:
-        body = _encode({**request.fields, "model": deployment.upstream_model})
+        body = encode({**request.fields, "model": deployment.upstream_model})
         first_token_s = self._limits.first_token_timeout_s
         due = asyncio.get_running_loop().time() + first_token_s
         response, key = await self._ask(b"POST", b"/chat/completions", body, self._stream_timeouts)
@@ -211,7 +130,7 @@ class OpenAIProvider(Provider):
         return stream
 
     async def complete_chat(self, request: ChatRequest, deployment: Deployment) -> Completion:
-        body = _encode({**request.fields, "model": deployment.upstream_model})
+        body = encode({**request.fields, "model": deployment.upstream_model})
         response, key = await self._ask(b"POST", b"/chat/completions", body, self._body_timeouts)
         try:
             body = await response.read(self._limits.max_answer)
@@ -261,7 +180,7 @@ class OpenAIStream(ChatStream):
         self._response = response
         self._framer = EventFramer(max_event)
         self._key = key
-        self._model = _Model(answer.deployment.model)
+        self._model = ModelName(answer.deployment.model)
         self._held: bytes | None = None
         self._held_text = ""
         self._has_content = False
@@ -337,12 +256,12 @@ class OpenAIStream(ChatStream):
         try:
             if not payload.isascii():
                 payload.decode()  # what the decoder skips it does not check
-            event = _decode_event(payload)
-        except _UNREADABLE as exc:
+            event = decode_event(payload)
+        except UNREADABLE as exc:
             raise self._protocol("sent an event that cannot be read") from exc
         if event.error is not None:
             raise refusal(
-                _error_status(event.error),
+                error_status(event.error),
                 payload,
                 (),
                 provider=self.answer.deployment.provider,
@@ -374,15 +293,15 @@ class OpenAIStream(ChatStream):
         said = await self._response.read(_MAX_REFUSAL)
         if b"json" in kind:
             try:
-                if (error := _decode_body(said).error) is not None:
+                if (error := decode_body(said).error) is not None:
                     return refusal(
-                        _error_status(error),
+                        error_status(error),
                         said,
                         (),
                         provider=self.answer.deployment.provider,
                         key=self._key,
                     )
-            except _UNREADABLE:
+            except UNREADABLE:
                 pass
         shown = kind.split(b";")[0].decode("latin-1", "replace")[:60]
         return self._protocol(f"answered a streamed request with {shown}")
@@ -390,65 +309,6 @@ class OpenAIStream(ChatStream):
     def _protocol(self, what: str) -> UpstreamProtocolError:
         provider = self.answer.deployment.provider
         return UpstreamProtocolError(f"{provider} {what}", provider=provider)
-
-
-class _Model:
-    """Puts a deployment's full id in place of the upstream's `model`, without a rebuild.
-
-    A `"model":"name"` outside a string can only be a key, and inside one its quotes would be
-    escaped; what stands before it must end a token. Anything unusual is decoded and encoded.
-    """
-
-    __slots__ = ("_compact", "_name", "_new", "_spaced")
-
-    def __init__(self, full_id: str) -> None:
-        self._new = b'"model":' + _encode(full_id)
-        self._name: str | None = None
-        self._compact = self._spaced = b""
-
-    def put(self, payload: bytes, name: str | None) -> bytes:
-        if name is None:
-            return payload
-        if name != self._name:
-            self._name = name
-            encoded = _encode(name)
-            self._compact, self._spaced = b'"model":' + encoded, b'"model": ' + encoded
-        for old in (self._compact, self._spaced):
-            at = payload.find(old)
-            if at > 0 and payload[at - 1] in b"{, \t" and payload.count(b'"model"') == 1:
-                return payload[:at] + self._new + payload[at + len(old) :]
-        fields = _decode_fields(payload)
-        fields["model"] = msgspec.Raw(self._new[8:])
-        return _encode(fields)
-
-
-def read_completion(body: bytes, deployment: Deployment, key: Secret | None) -> Completion:
-    """Check a chat.completion and name the deployment in it.
-
-    Shape: {"model", "choices": [{"message", "finish_reason"}, ...], "usage"?}, at least one choice.
-    Raises: UpstreamProtocolError, or what its `error` says.
-    """
-    provider = deployment.provider
-    try:
-        body.decode() if not body.isascii() else None
-        read = _decode_body(body)
-        fields = _decode_fields(body)
-    except _UNREADABLE as exc:
-        raise UpstreamProtocolError(
-            f"{provider} answered with something that is not a completion", provider=provider
-        ) from exc
-    if read.error is not None:
-        raise refusal(_error_status(read.error), body, (), provider=provider, key=key)
-    if not read.choices:
-        raise UpstreamProtocolError(f"{provider} answered without any choice", provider=provider)
-    answer = Answer(
-        deployment=deployment,
-        upstream_model=read.model,
-        finish_reason=read.choices[0].finish_reason,
-        usage=read.usage.record() if read.usage is not None else None,
-    )
-    fields["model"] = msgspec.Raw(_encode(deployment.model))
-    return Completion(body=_encode(fields), answer=answer)
 
 
 def _headers(key: Secret | None) -> bytes:
@@ -460,17 +320,3 @@ def _headers(key: Secret | None) -> bytes:
     if key is not None:
         pairs.append(("authorization", f"Bearer {key.reveal()}"))
     return encode_headers(pairs)
-
-
-def _error_status(error: Any) -> int:
-    """The status of an error that came with a 200: its own code if it has one, else 502."""
-    code = error.get("code") if isinstance(error, dict) else None
-    if isinstance(code, str) and code.isdigit():
-        code = int(code)
-    return code if isinstance(code, int) and 400 <= code < 600 else 502
-
-
-def _trained(meta: dict[str, Any] | None) -> int | None:
-    """llama.cpp says its context in meta.n_ctx_train."""
-    value = (meta or {}).get("n_ctx_train")
-    return value if isinstance(value, int) else None
