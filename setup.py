@@ -21,6 +21,15 @@ PURE = os.environ.get("OPENBR_PURE") == "1"
 DEBUG = os.environ.get("OPENBR_CYTHON_DEBUG") == "1"
 
 
+def compiler_flags() -> list[str]:
+    if sys.platform == "win32":
+        return []
+    if DEBUG:
+        return ["-O1", "-g", "-UNDEBUG"]
+    # -fno-plt: calls into Python go straight there, which is 1 % of a cache hit.
+    return ["-O3", "-g0", *(["-fno-plt"] if sys.platform == "linux" else [])]
+
+
 def make_extensions() -> list[Extension]:
     if PURE:
         return []
@@ -30,18 +39,14 @@ def make_extensions() -> list[Extension]:
         print("openbr: no Cython, so the pure Python twins serve", file=sys.stderr)
         return []
     checks = dict.fromkeys(("boundscheck", "initializedcheck", "nonecheck", "overflowcheck"), True)
-    gcc_like = sys.platform != "win32"
+    macro = ("OPENBR_DEBUG", "1") if DEBUG else ("CYTHON_WITHOUT_ASSERTIONS", "1")
     extensions = cythonize(
         [
             Extension(
                 "openbr._native.*",
                 ["openbr/_native/*.pyx"],
-                define_macros=[("OPENBR_DEBUG", "1")]
-                if DEBUG
-                else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
-                extra_compile_args=(["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"])
-                if gcc_like
-                else [],
+                define_macros=[macro],
+                extra_compile_args=compiler_flags(),
             )
         ],
         build_dir="build/cython-debug" if DEBUG else "build/cython",

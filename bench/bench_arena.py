@@ -85,7 +85,7 @@ def run(options: Options) -> list[Table]:
     except ModuleNotFoundError:
         options.say("arena: not built; without it there is only the twin")
         MemoryArena = None
-    return [pieces(MemoryArena, Pure, options), streams(MemoryArena or Pure, options)]
+    return [pieces(MemoryArena, Pure, options), streams(MemoryArena, Pure, options)]
 
 
 def pieces(native: Any, pure: Any, options: Options) -> Table:
@@ -122,42 +122,38 @@ def pieces(native: Any, pure: Any, options: Options) -> Table:
     return table
 
 
-def streams(make: Any, options: Options) -> Table:
+def streams(native: Any, pure: Any, options: Options) -> Table:
     counts = {"20 events": 20, "400 events": 400, "8,000 events": 8000}
+    ours, plain = "openbr arena: append, take, reset", "bytearray +=, then bytes()"
+    ways = {
+        **({ours: ("arena", native)} if native is not None else {}),
+        "openbr arena, pure twin": ("arena", pure),
+        plain: ("bytearray", pure),
+        "list, then b''.join": ("join", pure),
+        "BytesIO, then getvalue()": ("BytesIO", pure),
+    }
     results: dict[str, dict[str, float]] = {}
     for label, count in counts.items():
         options.say(f"arena: collect {label}")
         chunks = make_chunks(count)
         expected = b"".join(chunks)
         cases = {}
-        for kind in ("arena", "bytearray", "join", "BytesIO"):
+        for name, (kind, make) in ways.items():
             collect = collect_with(kind, chunks, make(65_536))
-            assert collect() == expected, kind
-            cases[kind] = Case(run=collect, calls=1000)  # ns / 1000 calls = µs / call
+            assert collect() == expected, name
+            cases[name] = Case(run=collect, calls=1000)  # ns / 1000 calls = µs / call
         results[label] = measure(cases, options.rounds(60))
-    names = {
-        "arena": "openbr arena: append, take, reset",
-        "bytearray": "bytearray +=, then bytes()",
-        "join": "list, then b''.join",
-        "BytesIO": "BytesIO, then getvalue()",
-    }
-    rows = [
-        Row(name=name, cells=tuple(results[label][kind] for label in counts))
-        for kind, name in names.items()
-    ]
     table = Table(
         title="A streamed answer, collected and copied out once",
         unit="µs",
         columns=tuple(counts),
-        rows=rows,
+        rows=[Row(name=n, cells=tuple(results[label][n] for label in counts)) for n in ways],
     )
     for label in counts:
         table.ratios.append(
             Ratio(
                 name=f"bytearray / arena, {label}",
-                value=divide(
-                    table.cell(names["bytearray"], label), table.cell(names["arena"], label)
-                ),
+                value=divide(table.cell(plain, label), table.cell(ours, label)),
             )
         )
     return table

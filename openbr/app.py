@@ -12,9 +12,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-from starlette.applications import Starlette
 
 from openbr.api.chat import ChatEndpoint
 from openbr.api.http import (
@@ -50,8 +49,9 @@ from openbr.route import Router
 from openbr.store import Store, conversations
 from openbr.stream import CLIENT_GONE, Send
 from openbr.upstream import Upstream
-from openbr.web import routes, send_error_page
-from openbr.web.parts import Parts
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ class App:
         self.config = config
         self.draining = False
         self.in_flight = 0
+        self._started_at = time.time()
         self.store = Store.open(config.store_path)
         self.upstream = Upstream(proxies=config.proxies)
         self.catalogue = Catalogue(_providers(config, self.upstream))
@@ -100,7 +101,7 @@ class App:
             "/v1/models": {"GET": self._models.list_all, "HEAD": self._models.list_all},
             "/v1/chat/completions": {"POST": ChatEndpoint(self.gateway, config.limits)},
         }
-        self._pages = self._build_pages()
+        self._pages: Starlette | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -116,7 +117,8 @@ class App:
         self.catalogue.refresh()
 
     async def close(self) -> None:
-        await self._pages.state.parts.runs.close(_LAST_WORDS_S)
+        if self._pages is not None:
+            await self._pages.state.parts.runs.close(_LAST_WORDS_S)
         await self.catalogue.close()
         for name in self.catalogue.names:
             await self.catalogue.adapter(name).close()
@@ -211,7 +213,7 @@ class App:
                 await _to_login(scope, send)
                 return
         scope.setdefault("state", {})["caller"] = caller
-        await self._pages(scope, receive, send)
+        await self._open_pages()(scope, receive, send)
 
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send, error: OpenbrError, request_id: str
@@ -219,7 +221,9 @@ class App:
         """Programs get the envelope, people a page: what was asked tells who it is."""
         try:
             if scope["path"].startswith(_PEOPLE):
-                await send_error_page(self._pages, scope, receive, send, error)
+                from openbr.web import send_error_page
+
+                await send_error_page(self._open_pages(), scope, receive, send, error)
             else:
                 is_head = scope["method"] == "HEAD"
                 await send_error(send, error, request_id, is_head=is_head)
@@ -238,18 +242,26 @@ class App:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    def _build_pages(self) -> Starlette:
-        pages = Starlette(routes=routes())
-        pages.state.parts = Parts(
-            config=self.config,
-            store=self.store,
-            catalogue=self.catalogue,
-            router=self.router,
-            gateway=self.gateway,
-            auth=self.auth,
-            started_at=time.time(),
-        )
-        return pages
+    def _open_pages(self) -> Starlette:
+        """The pages, made when somebody first looks: 2.7 MB that a gateway without a browser in
+        front of it never needs."""
+        if self._pages is None:
+            from starlette.applications import Starlette
+
+            from openbr.web import routes
+            from openbr.web.parts import Parts
+
+            self._pages = Starlette(routes=routes())
+            self._pages.state.parts = Parts(
+                config=self.config,
+                store=self.store,
+                catalogue=self.catalogue,
+                router=self.router,
+                gateway=self.gateway,
+                auth=self.auth,
+                started_at=self._started_at,
+            )
+        return self._pages
 
 
 def _providers(config: Config, upstream: Upstream) -> list[Provider]:

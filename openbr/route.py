@@ -8,7 +8,6 @@ the route's consent; choosing writes once and answers when it is durable.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Iterable
 
@@ -133,6 +132,8 @@ class Router:
         return found
 
     def _unknown(self, model: str) -> str:
+        import difflib
+
         names = [m.id for m in self._catalogue.models()] + [*self._routes, DEFAULT]
         near = difflib.get_close_matches(model, names, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -141,7 +141,9 @@ def update(folder: Path, packages: list[Package]) -> list[Package]:
 
 def pack(npm: Npm, package: Package) -> Path:
     """The package's tarball, in npm's folder."""
-    command = [*npm.command, "pack", f"{package.name}@{package.version}", "--silent"]
+    # npm would try for over a minute where there is no network.
+    patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=30000"]
+    command = [*npm.command, "pack", f"{package.name}@{package.version}", "--silent", *patience]
     try:
         done = subprocess.run(
             [*command, "--pack-destination", str(npm.folder)],

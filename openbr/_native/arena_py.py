@@ -124,7 +124,7 @@ class MemoryArena:
             self._collected.append(copy)
 
     def take(self) -> bytes:
-        """All that was appended since the last `take` or `reset`, as one. The memory stays taken."""
+        """All that was appended since the last `take` or `reset`, as one. Its memory stays."""
         with self._lock:
             taken = b"".join(self._collected)
             self._collected.clear()

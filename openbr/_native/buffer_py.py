@@ -2,7 +2,8 @@
 
 In: a size. Out: an object with the buffer protocol. The rule that lives only here: how the twins
 refuse, since Python 3.11 lets only compiled code refuse a buffer. A dead block is empty there, so
-nothing in it can be read or written; from 3.12 on a view of it raises ValueError, as native code does.
+nothing in it can be read or written; from 3.12 on a view of it raises ValueError, as native code
+does.
 """
 
 from __future__ import annotations

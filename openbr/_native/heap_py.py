@@ -28,7 +28,7 @@ def _glibc() -> Any:
 
 
 def trim_heap() -> bool:
-    """Give free memory back to the system. False where the C library cannot, or had none to give."""
+    """Give free memory back to the system. False where that cannot be done, or there was none."""
     library = _glibc()
     return library is not None and bool(library.malloc_trim(0))
 

@@ -13,10 +13,11 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport Py_EQ, PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.math cimport INFINITY
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from openbr._native.table cimport (
+    FREE,
     Dropped,
     Pair,
     Record,
@@ -25,13 +26,16 @@ from openbr._native.table cimport (
     find_fault,
     forget_all,
     grow,
+    has_tag,
     home,
     is_full,
     link,
     make_room,
     memory_of,
+    number_in,
     shrink,
     table_init,
+    tag_of,
     take,
     use,
 )
@@ -94,6 +98,15 @@ cdef extern from *:
         openbr_dealloc_fields(self);
         Py_TRASHCAN_END
     }
+
+    /* A str knows its hash once it was asked for: two calls less. */
+    static inline Py_hash_t openbr_hash(PyObject *key) {
+        if (PyUnicode_CheckExact(key)) {
+            Py_hash_t hash = ((PyASCIIObject *)key)->hash;
+            if (hash != -1) return hash;
+        }
+        return PyObject_Hash(key);
+    }
     static void openbr_adopt(PyObject *cls, int (*visit)(PyObject *, visitproc, void *),
                              void (*drop)(PyObject *)) {
         PyTypeObject *type = (PyTypeObject *)cls;
@@ -116,6 +129,7 @@ cdef extern from *:
         int (*visit)(PyObject*, visitproc, void*) noexcept,
         void (*drop)(PyObject*) noexcept,
     )
+    Py_hash_t openbr_hash(object key) except -1
     # Without "except": the error is set, and who calls looks at what changed before passing it on.
     int PyObject_RichCompareBool(PyObject*, PyObject*, int) noexcept
 
@@ -205,7 +219,7 @@ cdef class TTLCache:
     def peek(self, key, default=None, /):
         """The value of a living entry, else the default. Changes nothing, counts nothing."""
         cdef double now = self._now()
-        cdef int32_t i = self._find(<PyObject*>key, hash(key))
+        cdef int32_t i = self._find(<PyObject*>key, openbr_hash(key))
         if i < 0 or now >= self.table.records[i].deadline:
             return default
         return <object>self.table.records[i].value
@@ -406,7 +420,7 @@ cdef class TTLCache:
         cdef int32_t i
         if self.clock is not None and self.timed:
             return self._find_living_at(key, self._now())
-        key_hash = hash(key)
+        key_hash = openbr_hash(key)
         i = self._find(<PyObject*>key, key_hash)
         # The coarse clock is not the user's: nothing runs between the search and the verdict.
         if i >= 0 and self.table.records[i].deadline != INFINITY:
@@ -416,7 +430,7 @@ cdef class TTLCache:
         return i
 
     cdef int32_t _find_living_at(self, key, double now) except -2:
-        cdef Py_hash_t key_hash = hash(key)
+        cdef Py_hash_t key_hash = openbr_hash(key)
         cdef int32_t i = self._find(<PyObject*>key, key_hash)
         if i >= 0 and now >= self.table.records[i].deadline:
             self._drop_one_dead(i)
@@ -435,15 +449,21 @@ cdef class TTLCache:
         cdef int32_t i
         cdef int equal
         cdef uint64_t slot, version
+        cdef uint32_t found, tag
         cdef Record* record
         cdef PyObject* stored
         if self.table.slots == NULL:
             return -1
         slot = home(&self.table, key_hash)
+        tag = tag_of(&self.table, key_hash)
         while True:
-            i = self.table.slots[slot]
-            if i < 0:
+            found = self.table.slots[slot]
+            if found == FREE:
                 return -1
+            if not has_tag(&self.table, found, tag):
+                slot = (slot + 1) & self.table.mask
+                continue
+            i = number_in(&self.table, found)
             record = &self.table.records[i]
             stored = record.key
             if stored == key:
@@ -513,8 +533,10 @@ cdef class TTLCache:
             return -1
         slot = home(&self.table, key_hash)
         while True:
-            i = self.table.slots[slot]
-            if i < 0 or self.table.records[i].key == key:
+            if self.table.slots[slot] == FREE:
+                return -1
+            i = number_in(&self.table, self.table.slots[slot])
+            if self.table.records[i].key == key:
                 return i
             if refused is not None and self.table.records[i].hash == key_hash:
                 for other in refused:
@@ -541,7 +563,7 @@ cdef class TTLCache:
             self.timed = True
         now = self._now()
         deadline = now + life if life != INFINITY else INFINITY
-        key_hash = hash(key)
+        key_hash = openbr_hash(key)
         i = self._find(<PyObject*>key, key_hash)
         # From here to _finish nothing runs but this.
         if self.table.max_size >= 0 and cost > self.table.max_size:

@@ -4,8 +4,9 @@ In: hashes, sizes, deadlines. Out: record numbers. The rule that lives only here
 file runs Python code or makes a Python object, so between two of its calls the table is whole.
 It is a .pxd because its functions must be inlined into lru.pyx, the only module that uses it.
 
-An entry is a 32-byte record and 8 bytes of links; an open-addressing table of int32 record
-numbers, at most half full, finds it. `prev` and `next` make the order of eviction; they lie apart
+An entry is a 32-byte record and 8 bytes of links; an open-addressing table of 32-bit slots, at
+most half full, finds it. A slot is a record's number, and in the bits that leaves free a piece of
+its hash: a search that meets other entries on its way almost never touches their records. `prev` and `next` make the order of eviction; they lie apart
 because a hit in a large cache touches the links of three entries, and those of one only of its
 record. Sizes and the marks of "sieve" are there only in caches that use them. All arrays are one
 block of memory, replaced by a larger one on demand.
@@ -15,13 +16,19 @@ cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.math cimport INFINITY
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 cdef enum:
     FIRST_CAPACITY = 8
     EMPTY_SHIFT = 64
     SHRINK_ABOVE = 64           # smaller tables stay as they are
+
+cdef extern from *:
+    """
+    #define OPENBR_FREE ((uint32_t)0xFFFFFFFF)
+    """
+    const uint32_t FREE "OPENBR_FREE"
 
 cdef struct Record:
     PyObject* key               # NULL: free
@@ -37,8 +44,9 @@ cdef struct Table:
     void* block                 # the memory of all arrays
     Record* records             # `capacity` of them, `used` ever handed out
     Link* links                 # one a record
-    int32_t* slots              # record numbers, -1 free; 2 ** (64 - shift) of them
-    uint64_t mask
+    uint32_t* slots             # 2 ** (64 - shift) of them
+    uint64_t mask               # their number - 1
+    uint32_t number_mask        # the bits of a slot that are a record's number; all set: free
     int shift
     int32_t oldest              # -1 none
     int32_t newest              # -1 none
@@ -79,9 +87,27 @@ cdef inline void table_init(Table* t) noexcept:
 
 
 @cython.overflowcheck(False)  # modulo 2**64 is what is meant
-cdef inline uint64_t home(Table* t, Py_hash_t hash) noexcept:
+cdef inline uint64_t spread(Py_hash_t hash) noexcept:
     # Multiplying by 2**64 / golden ratio spreads hashes that differ in few bits, as of integers.
-    return (<uint64_t>hash * <uint64_t>0x9E3779B97F4A7C15) >> t.shift
+    return <uint64_t>hash * <uint64_t>0x9E3779B97F4A7C15
+
+
+cdef inline uint64_t home(Table* t, Py_hash_t hash) noexcept:
+    """The slot where the search for a hash begins."""
+    return spread(hash) >> t.shift
+
+
+cdef inline uint32_t tag_of(Table* t, Py_hash_t hash) noexcept:
+    """The piece of a hash that its slot holds: other bits than those that chose the slot."""
+    return <uint32_t>(spread(hash) >> 8) & ~t.number_mask
+
+
+cdef inline int32_t number_in(Table* t, uint32_t slot) noexcept:
+    return <int32_t>(slot & t.number_mask)
+
+
+cdef inline bint has_tag(Table* t, uint32_t slot, uint32_t tag) noexcept:
+    return (slot & ~t.number_mask) == tag
 
 
 # Order.
@@ -131,9 +157,9 @@ cdef inline int32_t next_victim(Table* t, int32_t keep) noexcept:
 cdef inline void place(Table* t, int32_t i) noexcept:
     """Write a record's number in the first free slot from its home."""
     cdef uint64_t slot = home(t, t.records[i].hash)
-    while t.slots[slot] >= 0:
+    while t.slots[slot] != FREE:
         slot = (slot + 1) & t.mask
-    t.slots[slot] = i
+    t.slots[slot] = tag_of(t, t.records[i].hash) | <uint32_t>i
 
 
 cdef inline bint is_full(Table* t) noexcept:
@@ -173,18 +199,19 @@ cdef inline Record* link(Table* t, Py_hash_t hash, int64_t size) noexcept:
 @cython.overflowcheck(False)  # distances are modulo the number of slots
 cdef inline void vacate(Table* t, int32_t i) noexcept:
     """Free a record's slot and move up those behind it, so that no search stops too soon."""
-    cdef int32_t* slots = t.slots
-    cdef uint64_t mask = t.mask, hole, probe
+    cdef uint32_t* slots = t.slots
+    cdef uint64_t mask = t.mask, hole, probe, start
     hole = home(t, t.records[i].hash)
-    while slots[hole] != i:
+    while number_in(t, slots[hole]) != i:
         hole = (hole + 1) & mask
     probe = (hole + 1) & mask
-    while slots[probe] >= 0:
-        if ((probe - home(t, t.records[slots[probe]].hash)) & mask) >= ((probe - hole) & mask):
+    while slots[probe] != FREE:
+        start = home(t, t.records[number_in(t, slots[probe])].hash)
+        if ((probe - start) & mask) >= ((probe - hole) & mask):
             slots[hole] = slots[probe]
             hole = probe
         probe = (probe + 1) & mask
-    slots[hole] = -1
+    slots[hole] = FREE
 
 
 cdef inline int reserve(Dropped* dropped) noexcept:
@@ -294,8 +321,8 @@ cdef inline size_t lay_out(Table* t, uintptr_t start) noexcept:
     t.sizes = <int64_t*>at if t.max_size >= 0 else NULL
     if t.sizes != NULL:
         at += capacity * sizeof(int64_t)
-    t.slots = <int32_t*>at
-    at += <size_t>(t.mask + 1) * sizeof(int32_t)
+    t.slots = <uint32_t*>at
+    at += <size_t>(t.mask + 1) * sizeof(uint32_t)
     t.visited = <uint8_t*>at if t.sieve else NULL
     if t.visited != NULL:
         at += capacity
@@ -308,6 +335,7 @@ cdef inline int move_to(Table* t, int32_t capacity) noexcept:
     cdef int32_t i, n = 0
     new.shift = shift_for(capacity)
     new.mask = (<uint64_t>1 << (64 - new.shift)) - 1
+    new.number_mask = <uint32_t>new.mask    # twice the capacity: no number has all bits set
     new.capacity = capacity
     new.block = PyMem_Malloc(lay_out(&new, 1) + 32)
     if new.block == NULL:
@@ -331,7 +359,7 @@ cdef inline int move_to(Table* t, int32_t capacity) noexcept:
         new.links[n - 1].next = -1
         new.oldest, new.newest = 0, n - 1
     new.used, new.free = n, -1
-    memset(new.slots, 0xFF, <size_t>(new.mask + 1) * sizeof(int32_t))
+    memset(new.slots, 0xFF, <size_t>(new.mask + 1) * sizeof(uint32_t))
     for i in range(n):
         place(&new, i)
     new.version += 1
@@ -383,8 +411,8 @@ cdef inline const char* find_fault(Table* t) noexcept:
         if i >= t.used or t.records[i].key == NULL or t.links[i].prev != prev:
             return "order"
         slot = home(t, t.records[i].hash)
-        while t.slots[slot] != i:
-            if t.slots[slot] < 0:
+        while t.slots[slot] != (tag_of(t, t.records[i].hash) | <uint32_t>i):
+            if t.slots[slot] == FREE:
                 return "a record that cannot be found"
             slot = (slot + 1) & t.mask
         if t.sizes != NULL:
@@ -400,7 +428,7 @@ cdef inline const char* find_fault(Table* t) noexcept:
         i = t.links[i].next
     if t.records != NULL:
         for slot in range(t.mask + 1):
-            filled += t.slots[slot] >= 0
+            filled += t.slots[slot] != FREE
         if 2 * n > <int64_t>t.mask + 1:
             return "too few slots"
     if prev != t.newest or n != t.count or n + free != t.used or n != filled:

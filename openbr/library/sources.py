@@ -8,7 +8,6 @@ credentials are the ones of this machine.
 
 from __future__ import annotations
 
-import difflib
 import re
 import subprocess
 import sys
@@ -93,6 +92,8 @@ def parse_source(text: str, packaged: Mapping[str, PackagedModel]) -> PackagedMo
         raise ModelNameError(f"{text}: write hf:OWNER/REPO/FILE.gguf, as the model hub spells it")
     if text.endswith(".gguf"):
         raise ModelNameError(f"{text} is a file: run `openbr models add {text}`")
+    import difflib
+
     near = difflib.get_close_matches(text, packaged, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(packaged)}."
     raise ModelNameError(
