@@ -168,7 +168,7 @@ cdef class MemoryArena:
             raise MemoryError
 
     def take(self):
-        """All that was appended since the last `take` or `reset`, as one. The memory stays taken."""
+        """All that was appended since the last `take` or `reset`, as one. Its memory stays."""
         cdef bytes taken = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.collected)
         cdef char* target = PyBytes_AS_STRING(taken)
         cdef size_t i

@@ -23,7 +23,7 @@ cdef extern from *:
 
 
 def trim_heap():
-    """Give free memory back to the system. False where the C library cannot, or had none to give."""
+    """Give free memory back to the system. False where that cannot be done, or there was none."""
     cdef int done
     with nogil:
         done = openbr_trim()

@@ -51,6 +51,8 @@ def test_a_second_message_keeps_the_page(open_page: OpenPage, chat: OpenAIUpstre
     send(page, "um")
     expect(page.locator("article.assistant .text")).to_contain_text("Fim")
     page.evaluate("window.still = true")
+    # Until the answer has ended, Stop is in its place and Enter does nothing.
+    expect(page.get_by_role("button", name="Enviar")).to_be_visible()
     send(page, "dois")
     expect(page.locator("article.assistant .text")).to_have_count(2)
     expect(page.locator("article.assistant .text").nth(1)).to_contain_text("Fim")
