@@ -105,7 +105,7 @@ def pieces(native: Any, pure: Any, options: Options) -> Table:
                 ),
             }
         timed = {name: Case(run=one, calls=calls) for name, one in cases.items()}
-        results[label] = measure(timed, options.rounds(60))
+        results[label] = measure(timed, options.rounds(60), options.least_s)
     names = results["64 B"]
     rows = [Row(name=n, cells=tuple(results[label][n] for label in SIZES)) for n in names]
     table = Table(title="Memory from an arena", unit="ns", columns=tuple(SIZES), rows=rows)
@@ -142,7 +142,7 @@ def streams(native: Any, pure: Any, options: Options) -> Table:
             collect = collect_with(kind, chunks, make(65_536))
             assert collect() == expected, name
             cases[name] = Case(run=collect, calls=1000)  # ns / 1000 calls = µs / call
-        results[label] = measure(cases, options.rounds(60))
+        results[label] = measure(cases, options.rounds(60), options.least_s)
     table = Table(
         title="A streamed answer, collected and copied out once",
         unit="µs",

@@ -63,7 +63,7 @@ def run(options: Options) -> list[Table]:
         options.say(f"hash: {label}")
         data, calls = make_bytes(size), max(3, 200_000 // (size + 200))
         cases = {n: Case(run=repeat_hash(f, data, calls), calls=calls) for n, f in hashes.items()}
-        results[label] = measure(cases, options.rounds(100))
+        results[label] = measure(cases, options.rounds(100), options.least_s)
     rows = [Row(name=n, cells=tuple(results[label][n] for label in SIZES)) for n in hashes]
     table = Table(
         title="Hashes",

@@ -101,7 +101,7 @@ def compare(
             name: Case(run=repeat_call(function, data, calls), calls=calls * 1000)
             for name, function in functions.items()
         }
-        results[label] = measure(cases, options.rounds(80))
+        results[label] = measure(cases, options.rounds(80), options.least_s)
     return [Row(name=n, cells=tuple(results[label][n] for label in inputs)) for n in functions]
 
 

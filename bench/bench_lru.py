@@ -239,9 +239,9 @@ def measure_memory(name: str) -> float | None:
 def run(options: Options) -> list[Table]:
     peers = find_available(options.say)
     options.say("lru: get, 1,000 entries")
-    small = measure_gets(peers, SMALL, 10 * SMALL, options.rounds(100))
+    small = measure_gets(peers, SMALL, 10 * SMALL, options.rounds(150))
     options.say("lru: get, 100,000 entries")
-    large = measure_gets(peers, LARGE, LARGE, options.rounds(25))
+    large = measure_gets(peers, LARGE, LARGE, options.rounds(30))
     options.say("lru: set and evict")
     sets = measure_sets(peers, options.rounds(100))
     options.say("lru: Zipf mix")

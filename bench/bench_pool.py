@@ -21,7 +21,7 @@ FROM_64_KB = ("64 KB", "1 MB")
 
 
 def calls_for(size: int) -> int:
-    return 2000 if size <= 16_384 else 500 if size <= 65_536 else 30
+    return 2000 if size <= 16_384 else 500 if size <= 65_536 else 100
 
 
 def use_bytearray(size: int, calls: int) -> Callable[[], None]:
@@ -122,7 +122,7 @@ def run(options: Options) -> list[Table]:
                 "copy: into a pooled buffer": copy_pool(pool, source, calls),
             }
         timed = {name: Case(run=one, calls=calls) for name, one in cases.items()}
-        results[label] = measure(timed, options.rounds(60))
+        results[label] = measure(timed, options.rounds(60), options.least_s)
     names = list(dict.fromkeys(name for one in results.values() for name in one))
     rows = [Row(name=n, cells=tuple(results[label].get(n) for label in SIZES)) for n in names]
     table = Table(

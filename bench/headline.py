@@ -84,7 +84,7 @@ def hashes(options: Options) -> list[Row]:
         "BLAKE3": ultra.blake3_hash,
     }
     cases = {name: Case(run=repeat_hash(f, data, 5), calls=5000) for name, f in functions.items()}
-    taken = measure(cases, options.rounds(100))
+    taken = measure(cases, options.rounds(100), options.least_s)
     return [
         Row(
             name=f"{name} hash",
@@ -113,7 +113,7 @@ def reading(options: Options) -> list[Row]:
         "tree": ultra.parse_json,
     }
     cases = {name: Case(run=repeat_hash(f, body, 10), calls=10) for name, f in functions.items()}
-    taken = measure(cases, options.rounds(100))
+    taken = measure(cases, options.rounds(100), options.least_s)
     speed = {name: len(body) * 1000 / ns for name, ns in taken.items()}  # bytes/ns = GB/s
     return [
         Row(

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
-from table import Options, Ratio, Row, Table, as_values, format_number, format_table  # noqa: E402
+from table import Options, Ratio, Table, as_values, format_number, format_table  # noqa: E402
 
 BASELINE = Path(__file__).with_name("baseline.json")
 TOLERANCE = 0.25
@@ -110,40 +110,6 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def run_bench(module: Any, options: Options) -> list[Table]:
-    if hasattr(module, "run"):
-        tables: list[Table] = module.run(options)
-        return tables
-    return [tabulate_process(module, options)]
-
-
-def tabulate_process(module: Any, options: Options) -> Table:
-    """bench_process measures rows of its own, and can run alone."""
-    options.say("process: starts, memory, idling")
-    rows = module.measure(module.QUICK if options.quick else module.Plan())
-    return Table(
-        title="The gateway as a process, beside a bare uvicorn",
-        unit="",
-        columns=("openbr", "bare", "ratio"),
-        rows=[
-            Row(name=f"{row.what}, {row.unit}", cells=(row.openbr, row.bare, row.ratio))
-            for row in rows
-        ],
-        ratios=[
-            Ratio(
-                name=row.what,
-                value=row.ratio if row.is_ratio else row.openbr,
-                wish="<=",
-                target=row.limit,
-                unit="x" if row.is_ratio else f" {row.unit}",
-                is_guarded=row.is_ratio,
-            )
-            for row in rows
-            if row.limit is not None
-        ],
-    )
-
-
 def compare(ratios: dict[str, Ratio], baseline: dict[str, float]) -> list[str]:
     """What is worse than it was, one line each."""
     found = []
@@ -164,7 +130,7 @@ def main() -> int:
     tables: dict[str, list[Table]] = {}
     ratios: dict[str, Ratio] = {}
     for name in arguments.only or BENCHES:
-        tables[name] = run_bench(import_module(BENCHES[name]), options)
+        tables[name] = import_module(BENCHES[name]).run(options)
         say("")
         for table in tables[name]:
             print("\n" + format_table(table), flush=True)

@@ -24,6 +24,11 @@ class Options:
     def rounds(self, usual: int) -> int:
         return max(3, usual // 5) if self.quick else usual
 
+    @property
+    def least_s(self) -> float:
+        """For `timing.measure`, where a round is short."""
+        return 0.2 if self.quick else 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +24,21 @@ class Case:
     between: Callable[[], object] | None = None
 
 
-def measure(cases: Mapping[str, Case], rounds: int) -> dict[str, float]:
-    """Nanoseconds a call of each case, the least of all rounds."""
+def measure(cases: Mapping[str, Case], rounds: int, least_s: float = 0.0) -> dict[str, float]:
+    """Nanoseconds a call of each case, the least of all rounds.
+
+    `least_s`: go on until that many seconds have passed, for cases so short that all the usual
+    rounds fit into one disturbance.
+    """
     best = dict.fromkeys(cases, float("inf"))
     names = list(cases)
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
+    number, end = -1, monotonic() + least_s
     try:
-        for number in range(rounds + 1):  # the first one warms up
+        while number < rounds or monotonic() < end:
+            number += 1  # round 0 warms up
             for name in names:
                 case = cases[name]
                 start = perf_counter_ns()
