@@ -8,21 +8,18 @@ idle process sleeps. Where the C library is not glibc, nothing happens.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 from collections.abc import Callable
 
+from openbr import ultra
+
 TRIM_AFTER_S = 10.0
-_M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 def keep_one_arena() -> None:
     """One heap for all threads. After a churn of 2,000 bodies up to 2 MB in 16 threads a process
     held 84 MB by default (eight heaps a core), 67 with one heap, and 35 when that was trimmed."""
-    import ctypes
-
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    ultra.limit_heap_arenas(1)
 
 
 def spare_what_stays() -> None:
@@ -32,11 +29,8 @@ def spare_what_stays() -> None:
 
 
 def trim() -> None:
-    import ctypes
-
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+    ultra.trim_heap()
 
 
 class IdleTrim:
