@@ -117,7 +117,6 @@ def pieces(native: Any, pure: Any, options: Options) -> Table:
                     table.cell("bytearray(n), zeroed", label), table.cell("openbr arena", label)
                 ),
                 target=4,
-                is_guarded=label != "1 MB",  # page faults: other machines, other ratios
             )
         )
     return table
@@ -155,7 +154,6 @@ def streams(native: Any, pure: Any, options: Options) -> Table:
             Ratio(
                 name=f"bytearray / arena, {label}",
                 value=divide(table.cell(plain, label), table.cell(ours, label)),
-                is_guarded=False,  # mostly memcpy, which differs by a third from run to run
             )
         )
     return table

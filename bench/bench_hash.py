@@ -79,7 +79,6 @@ def run(options: Options) -> list[Table]:
                     name=f"sha256 / {name.removeprefix('ultra.')}, {label}",
                     value=divide(table.cell(SHA256, label), table.cell(name, label)),
                     target=TARGETS[name].get(label),
-                    is_guarded=label != "1 MB",  # larger than most caches
                 )
             )
     return [table]

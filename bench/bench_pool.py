@@ -144,7 +144,6 @@ def run(options: Options) -> list[Table]:
                     table.cell("openbr pool, acquire + release", label),
                 ),
                 target=40 if label in FROM_64_KB else 2.5,
-                is_guarded=label != "1 MB",  # page faults: other machines, other ratios
             )
         )
     return [table, hit_rates(ObjectPool or Pure)]

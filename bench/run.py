@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def describe_environment(arguments: argparse.Namespace) -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Where and with what: a result means nothing without it."""
     from openbr import ultra
 
@@ -71,8 +71,6 @@ def describe_environment(arguments: argparse.Namespace) -> dict[str, Any]:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip()
 
-    only = ["--only", *arguments.only] if arguments.only else []
-    quick = ["--quick"] if arguments.quick else []
     versions = {}
     for name in PEERS:
         try:
@@ -80,7 +78,7 @@ def describe_environment(arguments: argparse.Namespace) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "command": " ".join(["python bench/run.py", *only, *quick]),
+        "command": " ".join(["python", *sys.argv]),
         "commit": git("rev-parse", "--short", "HEAD")
         + (" +changes" if git("status", "-s") else ""),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -126,7 +124,7 @@ def compare(ratios: dict[str, Ratio], baseline: dict[str, float]) -> list[str]:
 def main() -> int:
     arguments = parse_arguments()
     options = Options(quick=arguments.quick, say=say)
-    environment = describe_environment(arguments)
+    environment = describe_environment()
     for name, value in environment.items():
         print(f"{name:12}{value}")
     tables: dict[str, list[Table]] = {}
