@@ -119,15 +119,16 @@ def create_memory_manager() -> MemoryManager:
 # Hashes.
 
 
-_blake3: type[blake3] | None = None  # loaded at its first use
-
-
-def _load_blake3() -> type[blake3]:
+def _first_blake3(*data: Data) -> blake3:
+    """Stands for the class until its first use, which loads it."""
     global _blake3
     from blake3 import blake3
 
     _blake3 = blake3
-    return blake3
+    return blake3(*data)
+
+
+_blake3: Callable[..., blake3] = _first_blake3
 
 
 def __getattr__(name: str) -> Any:
@@ -157,7 +158,7 @@ def blake3_hash(data: Data) -> bytes:
     """
     if data is None:
         raise TypeError("data must be bytes-like, not None")
-    return (_blake3 or _load_blake3())(data).digest()
+    return _blake3(data).digest()
 
 
 def hash_batch(items: Iterable[Data]) -> list[bytes]:
@@ -167,7 +168,7 @@ def hash_batch(items: Iterable[Data]) -> list[bytes]:
 
 def create_blake3_hasher() -> blake3:
     """A hasher for data in pieces: `update(data)`, then `digest()`. Was: createBlake3Hasher."""
-    return (_blake3 or _load_blake3())()
+    return _blake3()
 
 
 # JSON.

@@ -11,6 +11,8 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -18,6 +20,38 @@ from openbr._native.buffer cimport openbr_small_int, show, unusual_size_from
 
 from openbr._native.limits import MAX_BYTES, parse_whole
 from openbr._native.stats import ArenaStats
+
+cdef extern from *:
+    """
+    /* Buffer objects come and go faster than PyObject_Init and what Cython does around it: some
+       stay as they are, with no reference to them, until they are wanted again. Where Python
+       itself counts its objects, none is kept. */
+    #if defined(Py_DEBUG) || defined(Py_TRACE_REFS) || defined(Py_GIL_DISABLED)
+    #define OPENBR_SPARES 0
+    #else
+    #define OPENBR_SPARES 64
+    #endif
+    static PyObject *openbr_spares[OPENBR_SPARES + 1];
+    static int openbr_spare_count = 0;
+
+    static inline PyObject *openbr_take_spare(void) {
+        PyObject *one;
+        if (openbr_spare_count == 0) return NULL;
+        one = openbr_spares[--openbr_spare_count];
+        Py_SET_REFCNT(one, 1);
+        return one;
+    }
+    static inline void openbr_keep_spare(PyObject *one) {
+        if (openbr_spare_count < OPENBR_SPARES) openbr_spares[openbr_spare_count++] = one;
+        else Py_TYPE(one)->tp_free(one);
+    }
+    static void openbr_dealloc_with(PyObject *cls, void (*dealloc)(PyObject *)) {
+        ((PyTypeObject *)cls)->tp_dealloc = dealloc;
+    }
+    """
+    PyObject* openbr_take_spare() noexcept
+    void openbr_keep_spare(PyObject*) noexcept
+    void openbr_dealloc_with(object cls, void (*dealloc)(PyObject*) noexcept)
 
 cdef enum:
     ALIGNMENT = 16
@@ -43,7 +77,6 @@ cdef inline char* bytes_of(Chunk* chunk) noexcept:
 
 @cython.final
 @cython.no_gc
-@cython.freelist(64)
 cdef class ArenaBuffer:
     """Writable memory of a MemoryArena, by the buffer protocol; what is in it at first is not said.
 
@@ -52,7 +85,7 @@ cdef class ArenaBuffer:
     """
 
     cdef:
-        MemoryArena arena
+        PyObject* arena         # a MemoryArena, and a reference to it; NULL: half-built
         char* start
         Py_ssize_t size         # bytes
         uint64_t life           # of the arena; a reset begins the next
@@ -61,7 +94,7 @@ cdef class ArenaBuffer:
         raise TypeError(f"{type(self).__name__} objects are made by their owner")
 
     def __len__(self):
-        return self.size if self.is_alive() else 0
+        return self.size if is_alive(self) else 0
 
     def __repr__(self):
         return f"<ArenaBuffer of {len(self)} bytes>"
@@ -71,16 +104,26 @@ cdef class ArenaBuffer:
         return memoryview(self)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        if not self.is_alive():
+        if not is_alive(self):
             raise ValueError("this buffer is gone: it was released, or its arena was reset")
         show(view, self, self.start, &self.size, flags)
-        self.arena.exports += 1
+        (<MemoryArena>self.arena).exports += 1
 
     def __releasebuffer__(self, Py_buffer* view):
-        self.arena.exports -= 1
+        (<MemoryArena>self.arena).exports -= 1
 
-    cdef inline bint is_alive(self) noexcept:
-        return self.arena is not None and self.life == self.arena.life
+
+cdef inline bint is_alive(ArenaBuffer buffer) noexcept:
+    return buffer.arena != NULL and buffer.life == (<MemoryArena>buffer.arena).life
+
+
+cdef void drop_buffer(PyObject* buffer) noexcept:
+    """tp_dealloc of ArenaBuffer."""
+    cdef PyObject* arena = (<ArenaBuffer>buffer).arena
+    (<ArenaBuffer>buffer).arena = NULL
+    openbr_keep_spare(buffer)
+    if arena != NULL:
+        Py_DECREF(<object>arena)
 
 
 @cython.final
@@ -142,11 +185,18 @@ cdef class MemoryArena:
         cdef Py_ssize_t size = openbr_small_int(n)
         if size < 1:
             size = unusual_size_from(n)
-        cdef ArenaBuffer buffer = ArenaBuffer.__new__(ArenaBuffer)
+        cdef PyObject* spare = openbr_take_spare()
+        cdef ArenaBuffer buffer
+        if spare != NULL:
+            buffer = <ArenaBuffer>spare
+            Py_DECREF(buffer)           # the spare's reference; `buffer` has one of its own
+        else:
+            buffer = ArenaBuffer.__new__(ArenaBuffer)
         buffer.start = self._take_aligned(<size_t>size)
         if buffer.start == NULL:
             raise MemoryError
-        buffer.arena = self
+        buffer.arena = <PyObject*>self
+        Py_INCREF(self)
         buffer.size = size
         buffer.life = self.life
         return buffer
@@ -319,3 +369,6 @@ cdef class MemoryArena:
             PyMem_Free(chunk)
             chunk = next
         self.others = NULL
+
+
+openbr_dealloc_with(ArenaBuffer, drop_buffer)

@@ -57,58 +57,53 @@ class Flights:
 
         Raises: whatever the factory raises; RuntimeError if it would wait for itself.
         """
-        me = get_ident()
-        key_hash = hash(key)
+        mine = _Flight(key, hash(key), get_ident())
         while True:
-            with self._lock:
-                flight = self._find(key, key_hash)
-                mine = flight is None
-                if flight is None:
-                    flight = _Flight(key, key_hash, me)
-                    self._running.append(flight)
-                elif self._waits_for(flight, me):
-                    raise RuntimeError("get_or_set: the factory waits for its own key")
-                else:
-                    self._waiting[me] = flight
-            if mine:
-                return self._fly(flight, cache, factory, ttl_s, size)
+            # Begun inside the `try`: an interrupt must not leave a flight that never lands.
             try:
+                flight = self._start_or_join(mine)
+                if flight is mine:
+                    # Another thread may have landed between our miss and our start.
+                    value = cache.peek(key, _MISSING)
+                    if value is _MISSING:
+                        value = factory()
+                        cache.set(key, value, ttl_s=ttl_s, size=size)
+                    mine.value = value
+                    return value
                 flight.landed.wait()
             finally:
-                self._waiting.pop(me, None)
+                self._end(mine)
             if flight.value is not _MISSING:
                 return flight.value
 
-    def _fly(
-        self,
-        flight: _Flight,
-        cache: _Cache,
-        factory: Callable[[], Any],
-        ttl_s: float | None,
-        size: int | None,
-    ) -> Any:
-        try:
-            # Another thread may have landed between our miss and our start.
-            value = cache.peek(flight.key, _MISSING)
-            if value is _MISSING:
-                value = factory()
-                cache.set(flight.key, value, ttl_s=ttl_s, size=size)
-            flight.value = value
-            return value
-        finally:
-            with self._lock:
-                self._running.remove(flight)
-            flight.landed.set()
+    def _start_or_join(self, mine: _Flight) -> _Flight:
+        with self._lock:
+            flight = self._find(mine)
+            if flight is None:
+                self._running.append(mine)
+                return mine
+            if self._waits_for(flight, mine.owner):
+                raise RuntimeError("get_or_set: the factory waits for its own key")
+            self._waiting[mine.owner] = flight
+            return flight
 
-    def _find(self, key: object, key_hash: int) -> _Flight | None:
+    def _end(self, mine: _Flight) -> None:
+        with self._lock:
+            self._waiting.pop(mine.owner, None)
+            if mine in self._running:
+                self._running.remove(mine)
+                mine.landed.set()
+
+    def _find(self, mine: _Flight) -> _Flight | None:
         for flight in tuple(self._running):
-            if flight.hash == key_hash and (flight.key is key or flight.key == key):
+            if flight.hash == mine.hash and (flight.key is mine.key or flight.key == mine.key):
                 return flight
         return None
 
     def _waits_for(self, flight: _Flight | None, me: int) -> bool:
         """True if `flight` cannot land before thread `me` goes on."""
-        while flight is not None:
+        # Who waited for one that has landed may not have woken up yet, but waits no more.
+        while flight is not None and not flight.landed.is_set():
             if flight.owner == me:
                 return True
             flight = self._waiting.get(flight.owner)

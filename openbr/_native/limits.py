@@ -24,7 +24,9 @@ def parse_whole(name: str, value: Any, low: int, high: int) -> int:
     except TypeError:
         raise TypeError(f"{name} must be a whole number, not {type(value).__name__}") from None
     if number < low:
-        raise ValueError(f"{name} must be at least {low}, not {number}")
+        # A number of more digits than Python writes would raise an error that names nobody.
+        shown = f", not {number}" if number > -MAX_BYTES else ""
+        raise ValueError(f"{name} must be at least {low}{shown}")
     if number > high:
         raise OverflowError(f"{name} must be at most {high}")
     return number

@@ -387,8 +387,25 @@ class TTLCache(Generic[K, V]):
         """The entry of a key, dead or alive. Runs `__eq__` of keys with the same hash.
 
         If `__eq__` adds or drops entries, what it said still holds for the entry it was asked
-        about; the others are looked for again.
+        about; the others are looked for again. So is everything if giving up a key that was
+        compared ran a destructor that did so.
         """
+        entry = self._table.get(key_hash)
+        if entry is None or entry.key is key:
+            return entry
+        del entry
+        for _ in range(_RESTARTS):
+            compared: list[_Entry] = []
+            entry = self._find_among(key, key_hash, compared)
+            version = self._version
+            compared.clear()
+            if self._version == version:
+                return entry
+            del entry  # before the next search: it may be the last of a key too
+        raise RuntimeError("the cache never stops changing while __eq__ of a key runs")
+
+    def _find_among(self, key: Any, key_hash: int, compared: list[_Entry]) -> _Entry | None:
+        """`compared` keeps alive all that was looked at, so that no destructor runs in here."""
         refused: list[Any] = []
         for _ in range(_RESTARTS):
             version = self._version
@@ -397,6 +414,7 @@ class TTLCache(Generic[K, V]):
                 if entry.key is key:
                     return entry
                 if all(entry.key is not other for other in refused):
+                    compared.append(entry)
                     equal = bool(entry.key == key)
                     if equal and entry.alive:
                         return entry

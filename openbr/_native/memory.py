@@ -78,17 +78,27 @@ class MemoryManager:
         return {name: part.stats() for name, part in self._living()}
 
     def trim(self) -> Trimmed:
-        """Drop dead cache entries and idle buffers and objects, then give memory to the system."""
+        """Drop dead cache entries and idle buffers and objects, then give memory to the system.
+
+        Raises: what the first on_evict that failed raised, when all is done.
+        """
         entries = idle = idle_bytes = 0
+        failures = []
         for _, part in self._living():
-            if hasattr(part, "expire"):
-                entries += part.expire()
-            elif hasattr(part, "trim"):
-                before = part.stats()
-                part.trim()
-                idle += before.idle
-                idle_bytes += before.idle_bytes
-        return Trimmed(entries=entries, idle=idle, idle_bytes=idle_bytes, heap=trim_heap())
+            try:
+                if hasattr(part, "expire"):
+                    entries += part.expire()
+                elif hasattr(part, "trim"):
+                    before = part.stats()
+                    part.trim()
+                    idle += before.idle
+                    idle_bytes += before.idle_bytes
+            except Exception as exc:  # of a callback: the other parts have memory to give too
+                failures.append(exc)
+        heap = trim_heap()
+        if failures:
+            raise failures[0]
+        return Trimmed(entries=entries, idle=idle, idle_bytes=idle_bytes, heap=heap)
 
     def _living(self) -> list[tuple[str, Any]]:
         with self._lock:

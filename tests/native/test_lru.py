@@ -443,6 +443,9 @@ class TestMapping:
             lambda: cache.touch([]),
             lambda: cache.get_or_set([], lambda: 1),
             lambda: [] in cache,
+            lambda: cache[[]],
+            lambda: cache.__setitem__([], 1),
+            lambda: cache.__delitem__([]),
         )
         for call in calls:
             with pytest.raises(TypeError, match="unhashable"):
@@ -467,6 +470,7 @@ class TestArguments:
             (2**62, OverflowError),
             (2**70, OverflowError),
             (1.5, TypeError),
+            (math.nan, TypeError),
             ("1", TypeError),
             (b"", TypeError),
         ],
@@ -479,6 +483,13 @@ class TestArguments:
         with pytest.raises(error, match=name):
             cache.resize(**{name: value})
         assert (cache.max_entries, cache.max_bytes, cache.items()) == (10, 10, [("a", 1)])
+
+    def test_bounds_of_more_digits_than_python_writes(self, lru):
+        for value, error in ((-(10**5000), ValueError), (10**5000, OverflowError)):
+            with pytest.raises(error, match="max_entries"):
+                lru.TTLCache(value)
+            with pytest.raises(error, match="size must be"):
+                lru.TTLCache().set("a", 1, size=value)
 
     @pytest.mark.parametrize(
         ("value", "error"),

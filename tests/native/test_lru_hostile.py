@@ -154,6 +154,73 @@ def test_eq_that_removes_the_very_entry_it_compares(make):
     assert cache.items() == [(key, 2)]
 
 
+@pytest.mark.parametrize("removed_by", [1, 2], ids=["first", "second"])
+def test_a_key_that_dies_of_its_comparison_and_adds_an_equal_one(make, removed_by):
+    """The search holds the last reference to it: its destructor runs when the search ends."""
+    cache = make(40)
+    asked = 0
+
+    class DyingKey(Key):
+        def __del__(self):
+            if self.name == "dying":
+                cache.set(DyingKey("a"), "from a destructor")
+
+        def __eq__(self, other):
+            nonlocal asked
+            asked += 1
+            if asked == removed_by:
+                cache.clear()
+            elif asked < removed_by:
+                cache.set("other", 1)
+            return True
+
+        __hash__ = Key.__hash__
+
+    cache.set(DyingKey("dying"), 1)
+    cache.set(DyingKey("a"), "mine")
+    values = [value for key, value in cache.items() if isinstance(key, Key)]
+    assert values == ["mine"]
+
+
+def test_eq_that_gives_its_entry_a_life(lru):
+    """Of a cache that knew no deadline when the search began: only its own clock may judge."""
+    cache = lru.TTLCache(4, clock=lambda: 1e-9)
+    stored = Key("a")
+    cache[stored] = 1
+
+    def change():
+        key.act = None
+        cache.set(stored, 2, ttl_s=1)
+
+    key = Key("a", change)
+    assert cache.get(key) == 2
+
+
+def test_a_miss_is_counted_though_on_evict_raises(lru, clock):
+    def on_evict(*call):
+        seen.append(cache.stats().misses)
+        raise Bad
+
+    seen = []
+    cache = lru.TTLCache(4, 1, clock=clock, on_evict=on_evict)
+    cache["a"] = 1
+    clock.tick(1)
+    with pytest.raises(Bad):
+        cache.get("a")
+    assert (seen, cache.stats().misses) == ([1], 1)
+    cache["a"] = 1
+    clock.tick(1)
+    for call in (cache.pop, cache.touch):
+        with pytest.raises(Bad):
+            call("a")
+        cache["a"] = 1
+        clock.tick(1)
+    assert cache.peek("a") is None
+    with pytest.raises(Bad):
+        cache.stats()
+    assert cache.stats().misses == 1
+
+
 def test_eq_that_never_lets_the_search_end(make):
     cache = make(50)
     cache[Key(0)] = 1

@@ -52,6 +52,20 @@ def test_trim_takes_only_what_nobody_needs(manager, clock):
     assert arena.take() == b"abc"
 
 
+def test_trim_goes_on_where_a_callback_fails(manager, clock):
+    def on_evict(*call):
+        raise LookupError(call)
+
+    bad = manager.add("bad", ultra.create_cache(4, 1, clock=clock, on_evict=on_evict))
+    pool = manager.add("receive", ultra.create_object_pool())
+    bad.set("a", 1)
+    clock.tick(1)
+    pool.release(pool.acquire(1000))
+    with pytest.raises(LookupError, match="expired"):
+        manager.trim()
+    assert (len(bad), pool.stats().idle) == (0, 0)
+
+
 def test_keeps_nothing_alive(manager):
     cache = manager.add("answers", ultra.create_cache())
     with pytest.raises(ValueError, match="'answers'"):
