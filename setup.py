@@ -27,7 +27,9 @@ def compiler_flags() -> list[str]:
     if DEBUG:
         return ["-O1", "-g", "-UNDEBUG"]
     # -fno-plt: calls into Python go straight there, which is 1 % of a cache hit.
-    return ["-O3", "-g0", *(["-fno-plt"] if sys.platform == "linux" else [])]
+    # -fno-semantic-interposition: calls within a module are calls, which is 5 % of a pooled buffer.
+    straight = ["-fno-plt", "-fno-semantic-interposition"] if sys.platform == "linux" else []
+    return ["-O3", "-g0", *straight]
 
 
 def make_extensions() -> list[Extension]:
@@ -94,7 +96,7 @@ class BuildWithData(build_py):
 
 setup(
     packages=find_packages(include=["openbr", "openbr.*"]),
-    package_data={"openbr": ["py.typed"], "openbr._native": ["*.pyi"]},
+    package_data={"openbr": ["py.typed", "prices.json"], "openbr._native": ["*.pyi"]},
     include_package_data=False,
     ext_modules=make_extensions(),
     cmdclass={"build_py": BuildWithData},

@@ -29,6 +29,7 @@ from openbr.api.http import (
 )
 from openbr.api.models import ModelsEndpoint
 from openbr.auth import Auth, Head, Hosts, read_head
+from openbr.cache import ResponseCache
 from openbr.catalogue import Catalogue
 from openbr.config import Config
 from openbr.errors import (
@@ -41,14 +42,18 @@ from openbr.errors import (
 )
 from openbr.gateway import Gateway
 from openbr.library import Library
+from openbr.prices import Prices
 from openbr.providers.base import Provider
 from openbr.providers.local import LocalProvider
 from openbr.providers.openai import OpenAIProvider
-from openbr.records import CHAT, Caller, Secret
+from openbr.records import Caller
 from openbr.route import Router
+from openbr.secret import CHAT, Secret
 from openbr.store import Store, conversations
 from openbr.stream import CLIENT_GONE, Send
+from openbr.ultra import create_memory_manager
 from openbr.upstream import Upstream
+from openbr.usage import UsageLog
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -93,8 +98,14 @@ class App:
             config.routes,
             local_model=config.local.model if config.local.enabled else None,
         )
-        self.gateway = Gateway(self.catalogue, self.router)
+        self.cache = ResponseCache.create(config.cache, config.answers_path)
+        self.usage = UsageLog(self.store, Prices(config.providers))
+        self.gateway = Gateway(self.catalogue, self.router, self.cache, self.usage)
         self.auth = Auth(self.store, required=needs_key(config))
+        self.memory = create_memory_manager()
+        for room in (self.auth, self.catalogue, self.router, self.cache):
+            for name, one in room.caches().items():
+                self.memory.add(name, one)
         self._hosts = Hosts(config.server.public_hosts, lan=config.server.bind != "loopback")
         self._models = ModelsEndpoint(self.catalogue)
         self._v1: Mapping[str, Mapping[str, Endpoint]] = {
@@ -103,14 +114,16 @@ class App:
         }
         self._pages: Starlette | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._live(receive, send)
-        else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1000})
+            return self._answer(scope, receive, send)
+        if scope["type"] == "lifespan":
+            return self._live(receive, send)
+        return _no_websocket(receive, send)
+
+    def spare(self, task: asyncio.Task[None]) -> bool:
+        """The caller of this request's task left. Whether it is to go on, for other callers."""
+        return self.cache.spare(task)
 
     async def open(self) -> None:
         await self.store.commit(conversations.fail_running, time.time())
@@ -122,7 +135,9 @@ class App:
         await self.catalogue.close()
         for name in self.catalogue.names:
             await self.catalogue.adapter(name).close()
+        self.cache.close()
         await self.upstream.aclose()
+        await self.usage.close()
         await self.auth.close()
         self.store.close()
 
@@ -145,7 +160,9 @@ class App:
         finally:
             self.in_flight -= 1
 
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    def _dispatch(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str
+    ) -> Awaitable[None]:
         path: str = scope["path"]
         method: str = scope["method"]
         head = read_head(scope["headers"])
@@ -153,11 +170,10 @@ class App:
         if path.startswith("/v1/"):
             caller = self.auth.identify(head, _peer(scope))
             exchange = Exchange(scope, receive, send, head, caller, request_id)
-            await self._serve_v1(exchange, path, method)
-        elif path in ("/healthz", "/readyz"):
-            await self._health(path, method, send)
-        else:
-            await self._serve_page(scope, receive, send, head)
+            return self._serve_v1(exchange, path, method)
+        if path in ("/healthz", "/readyz"):
+            return self._health(path, method, send)
+        return self._serve_page(scope, receive, send, head)
 
     def _serve_v1(self, exchange: Exchange, path: str, method: str) -> Awaitable[None]:
         if CHAT not in exchange.caller.scopes:
@@ -317,6 +333,11 @@ def _wrong_method(
 ) -> MethodNotAllowedError:
     allow = ", ".join(allowed)
     return MethodNotAllowedError(f"{path} takes {allow}, not {method[:20]}", allow=allow)
+
+
+async def _no_websocket(receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.close", "code": 1000})
 
 
 async def _to_login(scope: Scope, send: Send) -> None:

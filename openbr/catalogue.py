@@ -14,11 +14,12 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from openbr.errors import UpstreamError
 from openbr.providers.base import Provider
 from openbr.records import Deployment, Model, ProviderState
-from openbr.ultra import create_cache
+from openbr.ultra import TTLCache, create_cache
 
 FRESH_S = 5.0
 KEEP_S = 24 * 3600.0
@@ -61,6 +62,10 @@ class Catalogue:
         self._index: dict[str, Deployment] = {}
         self._bare: dict[str, list[str]] = {}
         self.version = 0
+
+    def caches(self) -> dict[str, TTLCache[Any, Any]]:
+        """By their names in the app's memory."""
+        return {"lists of models": self._seen}
 
     @property
     def names(self) -> tuple[str, ...]:

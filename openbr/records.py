@@ -1,51 +1,18 @@
 """The nouns that travel between rooms. Frozen records, no behaviour beyond naming themselves.
 
-In: nothing. Out: records. A dict crosses no room boundary; these do.
+In: nothing. Out: records. A dict crosses no room boundary; these do. Those that are made at every
+request are msgspec's structs: made in a quarter of a dataclass's time, and imported in less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import msgspec
-
-CHAT, ADMIN = "chat", "admin"
-SCOPES = frozenset({CHAT, ADMIN})
-"""What an openbr key may do: `chat` calls models, `admin` also changes what openbr does."""
+import msgspec
 
 
-class Secret:
-    """A credential. Its repr and str show the last four characters; `reveal()` gives it whole."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    @property
-    def masked(self) -> str:
-        return "…" + self._value[-4:] if len(self._value) >= 12 else "…"
-
-    def __repr__(self) -> str:
-        return f"Secret({self.masked})"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks. `key_id` is None for the person at this machine when no key is required."""
 
     key_id: int | None
@@ -53,18 +20,17 @@ class Caller:
     scopes: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """A provider and its own name for a model: able to answer."""
 
     provider: str
     upstream_model: str
     is_local: bool
+    model: str = ""
+    """The full id, `provider/model`; it makes itself."""
 
-    @property
-    def model(self) -> str:
-        """The full id, `provider/model`."""
-        return f"{self.provider}/{self.upstream_model}"
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "model", f"{self.provider}/{self.upstream_model}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,16 +97,14 @@ class InUse:
     retry_in_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Who is to be asked, best first, never empty; and why the first one is not the preferred."""
 
     deployments: tuple[Deployment, ...]
     fallback: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one completion, as the provider counted them."""
 
     input_tokens: int
@@ -148,26 +112,32 @@ class Usage:
     cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A chat completion as the caller sent it: the few fields that route it, the rest raw.
 
     `fields` holds every top-level field's own bytes, in the caller's order (the last one of
-    equal names); they are forwarded untouched, except `model`.
+    equal names); they are forwarded untouched, except `model`. `is_deterministic`: temperature 0
+    or a seed, so that the same answer is expected again. `include_usage`: a streamed answer is to
+    end with its usage. `cache_control`: the header of that name. `received_at`: monotonic seconds,
+    0 for now.
     """
 
     model: str
     stream: bool
     fields: Mapping[str, msgspec.Raw]
     request_id: str = ""
+    is_deterministic: bool = False
+    include_usage: bool = False
+    cache_control: str | None = None
+    received_at: float = 0.0
 
 
-@dataclass(slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, kw_only=True):
     """Facts that a completion gathers while it passes: who answers, how it ends, what it used.
 
     Mutable by design: one is made for each attempt and filled in by the provider's stream.
     `upstream_model` is the name the upstream itself reported, which may be a dated variant.
+    `cache` is the value of x-openbr-cache: hit, miss, join or bypass.
     """
 
     deployment: Deployment
@@ -176,3 +146,4 @@ class Answer:
     usage: Usage | None = None
     fallback: str | None = None
     ttft_s: float | None = None
+    cache: str = "bypass"

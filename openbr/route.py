@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from openbr.catalogue import Catalogue
 from openbr.config import RouteConfig
 from openbr.errors import InvalidRequestError, ServiceUnavailableError, UnknownModelError
 from openbr.records import Deployment, InUse, Plan, Selection
 from openbr.store import Store, selections
-from openbr.ultra import create_cache
+from openbr.ultra import TTLCache, create_cache
 
 DEFAULT = "default"
 ALIASES = frozenset({DEFAULT, "openbr"})
@@ -42,6 +43,10 @@ class Router:
         self._local = f"local/{local_model}" if local_model else None
         self._selections = create_cache(max_entries=64, ttl_s=_SELECTION_TTL_S)
         self.version = 0
+
+    def caches(self) -> dict[str, TTLCache[Any, Any]]:
+        """By their names in the app's memory."""
+        return {"selections": self._selections}
 
     def candidates(self, model: str) -> Plan:
         """Who is to be asked, in order: first those that answer, each group as configured.

@@ -19,7 +19,7 @@ from openbr.auth import (
     read_head,
 )
 from openbr.errors import AuthenticationError, ForbiddenError, RateLimitedError, WrongHostError
-from openbr.records import CHAT
+from openbr.secret import CHAT
 from openbr.store import Store, keys
 
 

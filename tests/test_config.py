@@ -13,12 +13,13 @@ from openbr.config import (
     TABLES,
     TLS,
     Config,
+    ModelPrice,
     NativeFlags,
     load_native_flags,
     parse_size,
 )
 from openbr.errors import ConfigError
-from openbr.records import Secret
+from openbr.secret import Secret
 
 CANARY = "sk-canary-0123456789"
 
@@ -77,6 +78,7 @@ def test_no_file_is_needed(tmp_path: Path) -> None:
     assert config.store_path == config.state / "openbr.sqlite3"
     assert config.models_path == config.state / "models"
     assert config.tls_path == config.state / "tls"
+    assert config.answers_path == config.state / "answers.db"
     assert (config.server.bind, config.server.port) == ("loopback", 18789)
     assert (config.providers, config.routes, config.proxies) == ((), (), {})
 
@@ -192,6 +194,16 @@ def test_every_section_from_the_file(load: Load, file: Path) -> None:
     assert config.routes[0].consent
 
 
+def test_the_cache_is_for_one_caller_in_memory_by_default(load: Load) -> None:
+    cache = load().cache
+    assert (cache.mode, cache.scope, cache.disk_bytes) == ("deterministic", "caller", 0)
+    assert (cache.max_bytes, cache.ttl_s) == (32 * 1024**2, 3600.0)
+    text = '[cache]\nmode = "all"\nscope = "shared"\nmax_bytes = "1 MiB"\ndisk_bytes = "1 GiB"'
+    cache = load(text, {"OPENBR_CACHE__TTL_S": "60"}).cache
+    assert (cache.mode, cache.scope, cache.disk_bytes) == ("all", "shared", 1024**3)
+    assert (cache.max_bytes, cache.ttl_s) == (1024**2, 60.0)
+
+
 def test_config_is_frozen(load: Load) -> None:
     config = load()
     with pytest.raises(FrozenInstanceError):
@@ -267,6 +279,11 @@ def test_tls_modes(load: Load, mode: str) -> None:
         ('[server]\ndrain_s = "soon"', "number of seconds"),
         ('[auth]\nmode = "open"', 'one of "auto", "required"'),
         ("[auth]\nmode = 1", "one of"),
+        ('[cache]\nmode = "some"', 'one of "deterministic", "all", "off"'),
+        ('[cache]\nscope = "all"', 'one of "caller", "shared"'),
+        ('[cache]\nmax_bytes = "many"', "must be a size"),
+        ("[cache]\ndisk_bytes = -1", "must be a size"),
+        ("[cache]\nttl_s = 0", "number of seconds from 1 to 604800"),
         ("[local]\nenabled = 1", "true or false"),
         ('[local]\nmodel = "Big Model"', "lower-case letters"),
         ('[limits]\nmax_body = "1 mb"', "must be a size"),
@@ -316,7 +333,7 @@ def test_refused_addresses(refusal: Refusal, url: str, reason: str) -> None:
         ("[limits]\nmax_bdy = 1\n[server]\nport = 1\n", 2, 'did you mean "max_body"?'),
         (PROVIDER + 'apikey = "' + CANARY + '"\n', 4, 'did you mean "api_key"?'),
         (PROVIDER + '[[routes]]\nmodel = "a"\nmodle = "b"\n', 6, 'did you mean "model"?'),
-        ("zzz = 1\n", 1, "known: server, auth, local, limits, providers, routes"),
+        ("zzz = 1\n", 1, "known: server, auth, cache, local, limits, providers, routes"),
         ("server.prot = 1\n", 1, 'did you mean "port"?'),
         (PROVIDER + PROVIDER.replace("ollama", "b") + "x_key = 1\n", 7, "no such key"),
     ],
@@ -376,6 +393,71 @@ def test_a_route_names_only_known_providers(refusal: Refusal, file: Path) -> Non
 )
 def test_refused_routes(refusal: Refusal, deployments: str, reason: str) -> None:
     assert reason in refusal(f'[[routes]]\nmodel = "r"\ndeployments = {deployments}\n')
+
+
+# prices
+
+
+def test_prices_of_a_provider(load: Load) -> None:
+    config = load(
+        PROVIDER + 'prices = { "gpt-4o" = { input = 2.5, output = 10, cached = 1.25 }, '
+        '"*" = { input = 0, output = 0.5 } }\n'
+    )
+    assert config.providers[0].prices == {
+        "gpt-4o": ModelPrice(2.5, 10.0, 1.25),
+        "*": ModelPrice(0.0, 0.5, None),
+    }
+    assert load(PROVIDER).providers[0].prices == {}
+
+
+def test_prices_in_tables_of_their_own(load: Load) -> None:
+    config = load(PROVIDER + '[providers.prices]\n"org/m.1" = { input = 1, output = 2 }\n')
+    assert config.providers[0].prices == {"org/m.1": ModelPrice(1.0, 2.0)}
+
+
+@pytest.mark.parametrize(
+    "prices, reason",
+    [
+        ("3", "must be a table"),
+        ("[]", "must be a table"),
+        ('"cheap"', "must be a table"),
+        ('{ "m" = 3 }', '"m" must be a table: { input = 2.5, output = 10.0 }'),
+        ('{ "" = { input = 1, output = 1 } }', "'' is not a model's id"),
+        ('{ " m" = { input = 1, output = 1 } }', "' m' is not a model's id"),
+        ('{ "a\\nb" = { input = 1, output = 1 } }', "'a\\nb' is not a model's id"),
+        (
+            '{ "m" = { input = 1, outptu = 1 } }',
+            "\"m\" has a price named 'outptu'; known: input, output, cached",
+        ),
+        ('{ "m" = { input = 1 } }', '"m" has no output, in US$ per million tokens'),
+        ('{ "m" = { output = 1 } }', '"m" has no input, in US$ per million tokens'),
+        ('{ "m" = { input = -1, output = 1 } }', '"m".input must be a number of US$'),
+        ('{ "m" = { input = 1, output = nan } }', '"m".output must be a number of US$'),
+        ('{ "m" = { input = 1, output = inf } }', '"m".output must be a number of US$'),
+        ('{ "m" = { input = 1, output = 100001 } }', "from 0 to 100000"),
+        ('{ "m" = { input = true, output = 1 } }', '"m".input must be a number of US$'),
+        (f'{{ "m" = {{ input = "{CANARY}", output = 1 }} }}', '"m".input must be a number'),
+        ('{ "m" = { input = "${KEY}", output = 1 } }', '"m".input must be a number'),
+        ('{ "m" = { input = 1, output = 1, cached = "x" } }', '"m".cached must be a number'),
+    ],
+)
+def test_refused_prices_name_file_line_model_and_price(
+    refusal: Refusal, file: Path, prices: str, reason: str
+) -> None:
+    second = PROVIDER.replace("ollama", "cloud")
+    message = refusal(PROVIDER + second + f"prices = {prices}\n", {"KEY": CANARY})
+    assert message.startswith(f"{file}:7: providers.prices")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    "table",
+    ['[providers.prices]\n"m" = { input = -1, output = 1 }', "[providers.prices.m]\ninput = 1"],
+)
+def test_refused_prices_in_a_table_of_their_own(refusal: Refusal, file: Path, table: str) -> None:
+    second = PROVIDER.replace("ollama", "cloud")
+    message = refusal(f"{PROVIDER}{second}\n{table}\n")
+    assert message.startswith(f'{file}:8: providers.prices: "m"')
 
 
 # environment and flags

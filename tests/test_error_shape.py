@@ -13,7 +13,7 @@ from asgi import Response, call
 from openbr.app import App, create_app
 from openbr.auth import generate_key, hash_key
 from openbr.config import Config
-from openbr.records import ADMIN
+from openbr.secret import ADMIN
 from openbr.store import keys
 
 CHAT = "/v1/chat/completions"

@@ -37,11 +37,13 @@ ROOMS = (
     ("upstream", "HTTP out; knows no provider"),
     ("stream", "chunks -> bytes; knows no HTTP client"),
     ("usage", "counts, on their way to the store"),
+    ("prices", "what tokens cost; knows no request"),
     ("store", "the only place with SQL"),
     ("ultra", "the face of the native layer"),
     ("_native", "no openbr but the flags"),
     ("config", "the only reader of the environment"),
     ("records", "the nouns"),
+    ("secret", "a credential that does not show itself"),
     ("errors", "what can go wrong, for all of them"),
 )
 RANK = {name: rank for rank, (name, _) in enumerate(ROOMS)}

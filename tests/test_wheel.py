@@ -87,7 +87,9 @@ def test_it_holds_what_the_pages_need(names: set[str]) -> None:
 
 def test_it_holds_all_code_and_its_types(names: set[str]) -> None:
     code = (ROOT / "openbr").rglob("*")
-    wanted = {str(f.relative_to(ROOT)) for f in code if f.suffix in (".py", ".pyi", ".sql")}
+    wanted = {
+        str(f.relative_to(ROOT)) for f in code if f.suffix in (".py", ".pyi", ".sql", ".json")
+    }
     assert wanted <= names
     assert "openbr/py.typed" in names
 

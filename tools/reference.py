@@ -60,6 +60,12 @@ def value_text(value: object) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
+def default_text(field: dataclasses.Field[object]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return value_text(field.default)
+    return "required" if field.default_factory is dataclasses.MISSING else "`{}`"
+
+
 def rows(kind: type, section: str | None) -> list[str]:
     """The table of one section. Only sections have variables; [[tables]] can repeat."""
     lines = [
@@ -67,10 +73,9 @@ def rows(kind: type, section: str | None) -> list[str]:
         "| --- | --- | --- |" + (" --- |" if section else ""),
     ]
     for field in dataclasses.fields(kind):
-        missing = field.default is dataclasses.MISSING
         cells = [
             f"`{field.name}`",
-            "required" if missing else value_text(field.default),
+            default_text(field),
             str(field.metadata["help"]).replace("|", "\\|"),
         ]
         if section:

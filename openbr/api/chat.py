@@ -10,6 +10,7 @@ Source: OpenAI API reference, "Chat", read 2026-11.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,12 @@ _FORBIDDEN = frozenset({"api_base", "base_url", "api_key", "extra_headers"})
 _EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 _NO_CACHE = (b"cache-control", b"no-cache")
 _NO_BUFFER = (b"x-accel-buffering", b"no")
-_BYPASS = (b"x-openbr-cache", b"bypass")
+_CACHE = {word: (b"x-openbr-cache", word.encode()) for word in ("hit", "miss", "join", "bypass")}
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -39,7 +45,7 @@ _TYPES: Mapping[str, Any] = {
     "seed": msgspec.json.Decoder(int | None).decode,
     "max_tokens": msgspec.json.Decoder(int | None).decode,
     "max_completion_tokens": msgspec.json.Decoder(int | None).decode,
-    "stream_options": msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode,
+    "stream_options": msgspec.json.Decoder(_StreamOptions | None).decode,
 }
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -52,8 +58,14 @@ class ChatEndpoint:
         self._limits = limits
 
     async def __call__(self, exchange: Exchange) -> None:
+        received_at = time.monotonic()
         body = await read_body(exchange, self._limits.max_body)
-        request = parse_request(body, exchange.request_id)
+        request = parse_request(
+            body,
+            exchange.request_id,
+            cache_control=exchange.head.cache_control,
+            received_at=received_at,
+        )
         if not request.stream:
             completion = await self._gateway.complete(request, exchange.caller)
             await send_json(exchange, completion.body, headers=_headers(completion.answer))
@@ -68,7 +80,13 @@ class ChatEndpoint:
         )
 
 
-def parse_request(body: bytes, request_id: str = "") -> ChatRequest:
+def parse_request(
+    body: bytes,
+    request_id: str = "",
+    *,
+    cache_control: str | None = None,
+    received_at: float = 0.0,
+) -> ChatRequest:
     """Read what routes a request. Raises: InvalidRequestError with `param`.
 
     Shape: {"model": text, "messages": [{...}, ...], "stream"?: boolean, ...}.
@@ -91,14 +109,22 @@ def parse_request(body: bytes, request_id: str = "") -> ChatRequest:
     if not model:
         raise InvalidRequestError("model is empty", param="model")
     _check_messages(fields.get("messages"))
-    is_stream = False
+    said: dict[str, Any] = {}
     for name, raw in fields.items():
         decode = _TYPES.get(name)
         if decode is not None:
-            value = _read(name, raw, decode)
-            if name == "stream":
-                is_stream = bool(value)
-    return ChatRequest(model=model, stream=is_stream, fields=fields, request_id=request_id)
+            said[name] = _read(name, raw, decode)
+    options = said.get("stream_options")
+    return ChatRequest(
+        model=model,
+        stream=bool(said.get("stream")),
+        fields=fields,
+        request_id=request_id,
+        is_deterministic=said.get("temperature") == 0 or said.get("seed") is not None,
+        include_usage=options is not None and options.include_usage is True,
+        cache_control=cache_control,
+        received_at=received_at,
+    )
 
 
 def build_request(
@@ -113,7 +139,10 @@ def _check_messages(raw: msgspec.Raw | None) -> None:
     """A list that begins with an object; what is inside is for the upstream to judge."""
     if raw is None:
         raise InvalidRequestError("messages is missing", param="messages")
-    text = bytes(memoryview(raw)[:64]).lstrip()
+    text = bytes(memoryview(raw)[:64])
+    if text.startswith(b"[{"):
+        return
+    text = text.lstrip()
     if not text.startswith(b"["):
         raise InvalidRequestError("messages must be a list", param="messages")
     inner = text[1:].lstrip()
@@ -143,10 +172,11 @@ def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     headers = [
         (b"x-openbr-model", _text(deployment.model)),
         (b"x-openbr-provider", _text(deployment.provider)),
-        _BYPASS,
+        _CACHE[answer.cache],
     ]
-    if answer.upstream_model not in (None, deployment.upstream_model):
-        headers.append((b"x-openbr-upstream-model", _text(answer.upstream_model or "")))
+    said = answer.upstream_model
+    if said is not None and said != deployment.upstream_model:
+        headers.append((b"x-openbr-upstream-model", _text(said)))
     if answer.fallback is not None:
         headers.append((b"x-openbr-fallback", answer.fallback.encode()))
     return headers

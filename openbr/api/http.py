@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,27 +70,21 @@ async def read_body(exchange: Exchange, max_bytes: int) -> bytes:
     length = head.content_length
     if length is not None and length.isdigit() and int(length) > max_bytes:
         raise _too_large(max_bytes)
-    message = await _receive(exchange)
+    message = await exchange.receive()
     body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
-    parts, size = [body], len(body)
-    while message.get("more_body"):
-        message = await _receive(exchange)
+    if message.get("more_body") is False and len(body) <= max_bytes:
+        return body  # as it comes most of the time: with its head
+    parts, size = [], 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError(CLIENT_GONE)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > max_bytes:
             raise _too_large(max_bytes)
-    return b"".join(parts)
-
-
-async def _receive(exchange: Exchange) -> MutableMapping[str, Any]:
-    message = await exchange.receive()
-    if message["type"] == "http.disconnect":
-        raise asyncio.CancelledError(CLIENT_GONE)
-    return message
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await exchange.receive()
 
 
 def _too_large(max_bytes: int) -> TooLargeError:
@@ -102,15 +96,18 @@ async def send_json(
     body: bytes,
     *,
     status: int = 200,
-    headers: list[tuple[bytes, bytes]] | None = None,
+    headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    await send_body(
-        exchange.send,
-        body,
-        status,
-        [JSON, (b"x-request-id", exchange.request_id.encode()), *(headers or ())],
-        is_head=exchange.scope["method"] == "HEAD",
-    )
+    said = [
+        JSON,
+        (b"x-request-id", exchange.request_id.encode()),
+        *headers,
+        (b"content-length", b"%d" % len(body)),
+    ]
+    if exchange.scope["method"] == "HEAD":
+        body = b""
+    await exchange.send({"type": "http.response.start", "status": status, "headers": said})
+    await exchange.send({"type": "http.response.body", "body": body})
 
 
 async def send_body(

@@ -7,16 +7,20 @@ secret is shown by its last four characters.
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openbr.cli.options import add_config, add_json, load_config, print_json
 from openbr.errors import ConfigError
-from openbr.records import Secret
+from openbr.secret import Secret
 
 if TYPE_CHECKING:
     from openbr.config import Config
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 NAME = "config"
 HELP = "check, show and find the configuration"
@@ -121,6 +125,10 @@ def _plain(value: object) -> object:
         return value.masked
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {key: item for key, item in value._asdict().items() if item is not None}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if is_dataclass(value):
@@ -137,7 +145,11 @@ def _plain(value: object) -> object:
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+        pairs = [
+            f"{key if _BARE.fullmatch(key) else _toml(key)} = {_toml(item)}"
+            for key, item in value.items()
+        ]
+        return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
     if isinstance(value, float):
         return f"{value:g}"
     import json

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from openbr.cli.options import add_config, add_json, load_config, print_json
 from openbr.errors import InvalidRequestError
-from openbr.records import ADMIN, CHAT
+from openbr.secret import ADMIN, CHAT
 
 if TYPE_CHECKING:
     from openbr.store import Store

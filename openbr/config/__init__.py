@@ -19,6 +19,7 @@ from openbr.config.sections import (
     SECTIONS,
     TABLES,
     AuthConfig,
+    CacheConfig,
     LimitsConfig,
     LocalConfig,
     NativeFlags,
@@ -26,7 +27,7 @@ from openbr.config.sections import (
     RouteConfig,
     ServerConfig,
 )
-from openbr.config.values import TLS, parse_size
+from openbr.config.values import TLS, ModelPrice, parse_size
 
 __all__ = [
     "PORT",
@@ -34,9 +35,11 @@ __all__ = [
     "TABLES",
     "TLS",
     "AuthConfig",
+    "CacheConfig",
     "Config",
     "LimitsConfig",
     "LocalConfig",
+    "ModelPrice",
     "NativeFlags",
     "ProviderConfig",
     "RouteConfig",
@@ -50,6 +53,7 @@ __all__ = [
 class Config:
     server: ServerConfig = ServerConfig()
     auth: AuthConfig = AuthConfig()
+    cache: CacheConfig = CacheConfig()
     local: LocalConfig = LocalConfig()
     limits: LimitsConfig = LimitsConfig()
     providers: tuple[ProviderConfig, ...] = ()
@@ -65,6 +69,10 @@ class Config:
     @property
     def store_path(self) -> Path:
         return self.state / "openbr.sqlite3"
+
+    @property
+    def answers_path(self) -> Path:
+        return self.state / "answers.db"
 
     @property
     def models_path(self) -> Path:

@@ -124,7 +124,7 @@ class Reader:
                 if f.name in row:
                     parse, value = f.metadata["parse"], row[f.name]
                     values[f.name] = self._value(parse, value, name, f.name, number)
-                elif f.default is MISSING:
+                elif f.default is MISSING and f.default_factory is MISSING:
                     self._fail(name, f.name, None, "is missing in this table", number)
             record = kind(**values)
             key = getattr(record, identity)
@@ -211,7 +211,8 @@ class Reader:
     def _line(self, section: str, key: str | None, value: object, row: int | None) -> str:
         """ ":12" when the key can be found by reading the text again, else nothing.
 
-        The row-th [[section]] is meant; a key that is missing there gives the line of its head.
+        The row-th [[section]] is meant; a key that is missing there gives the line of its head, and
+        one that is a table of its own ([section.key]) the line of that head.
         """
         here, seen, inside, best = "", -1, False, ""
         outside = {f"{section}.{key}", section or key}  # as a key above all [heads]
@@ -220,6 +221,8 @@ class Reader:
                 here, inside = head[1], False
                 seen += here == section
                 found = here == section and row in (None, seen) and not best
+                if key and row in (None, seen) and f"{here}.".startswith(f"{section}.{key}."):
+                    return f":{number}"
                 if found or (not section and here == key):
                     best = f":{number}"
                     if key is None or not section:

@@ -11,6 +11,7 @@ from typing import Any
 
 from openbr.config.values import (
     TLS,
+    ModelPrice,
     one_of,
     parse_base_url,
     parse_bind,
@@ -18,6 +19,7 @@ from openbr.config.values import (
     parse_full_ids,
     parse_hosts,
     parse_name,
+    parse_prices,
     parse_secrets,
     parse_size,
     parse_texts,
@@ -25,13 +27,17 @@ from openbr.config.values import (
     seconds,
     whole,
 )
-from openbr.records import Secret
+from openbr.secret import Secret
 
 PORT = 18789
 
 
 def _key(default: Any, parse: Callable[[object], Any], help: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": help})
+
+
+def _table(parse: Callable[[object], Any], help: str) -> Any:
+    return field(default_factory=dict, metadata={"parse": parse, "help": help})
 
 
 def _required(parse: Callable[[object], Any], help: str) -> Any:
@@ -54,6 +60,23 @@ class AuthConfig:
         one_of("auto", "required"),
         '"auto" (open on loopback, a key elsewhere) or "required"',
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    mode: str = _key(
+        "deterministic",
+        one_of("deterministic", "all", "off"),
+        'which answers are kept: "deterministic" (temperature 0 or a seed), "all" or "off"',
+    )
+    max_bytes: int = _key(32 * 1024**2, parse_size, "memory for kept answers")
+    ttl_s: float = _key(3600.0, seconds(1, 7 * 86400), "how long an answer is kept")
+    scope: str = _key(
+        "caller",
+        one_of("caller", "shared"),
+        '"caller" (each key sees only its own) or "shared" (every caller sees all)',
+    )
+    disk_bytes: int = _key(0, parse_size, "disk for kept answers, to outlive a restart; 0 is none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +110,11 @@ class ProviderConfig:
     kind: str = _key("openai", one_of("openai"), "wire format")
     api_key: tuple[Secret, ...] = _key((), parse_secrets, "its key, best as ${NAME}")
     models: tuple[str, ...] = _key((), parse_texts, "models it has, where it cannot list them")
+    prices: Mapping[str, ModelPrice] = _table(
+        parse_prices,
+        'US$ per million tokens: `{ "model" = { input = 2.5, output = 10, cached = 1.25 } }`,'
+        ' `"*"` for every other model',
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +139,7 @@ class NativeFlags:
 SECTIONS: Mapping[str, type] = {
     "server": ServerConfig,
     "auth": AuthConfig,
+    "cache": CacheConfig,
     "local": LocalConfig,
     "limits": LimitsConfig,
 }

@@ -7,12 +7,13 @@ In: what was written. Out: a value, or ValueError that says what is wanted. `par
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from openbr.records import Secret
+from openbr.secret import Secret
 
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)?\s*$")
 _UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
@@ -163,6 +164,52 @@ def parse_secrets(value: object) -> tuple[Secret, ...]:
     if any(not key or not key.isascii() for key in keys):
         raise ValueError("must be one key, or a list of keys, in ASCII")
     return tuple(Secret(key) for key in keys)
+
+
+class ModelPrice(NamedTuple):
+    """US$ per million tokens. `cached`: input that the provider had kept; None costs as input.
+
+    A NamedTuple, because making a dataclass costs eight times as much at start.
+    """
+
+    input: float
+    output: float
+    cached: float | None = None
+
+
+def parse_prices(value: object) -> Mapping[str, ModelPrice]:
+    """A table of models, "*" for all others; no number that was written is in a refusal."""
+    if not isinstance(value, dict):
+        raise ValueError('must be a table: { "model" = { input = 2.5, output = 10.0 } }')
+    return {_model_id(model): _price(model, price) for model, price in value.items()}
+
+
+def _model_id(model: str) -> str:
+    if not model or model != model.strip() or not model.isprintable():
+        raise ValueError(f"{model!r} is not a model's id")
+    return model
+
+
+def _price(model: str, table: object) -> ModelPrice:
+    if not isinstance(table, dict):
+        raise ValueError(f'"{model}" must be a table: {{ input = 2.5, output = 10.0 }}')
+    for key in table:
+        if key not in ModelPrice._fields:
+            known = ", ".join(ModelPrice._fields)
+            raise ValueError(f'"{model}" has a price named {key!r}; known: {known}')
+    for key in ("input", "output"):
+        if key not in table:
+            raise ValueError(f'"{model}" has no {key}, in US$ per million tokens')
+    return ModelPrice(**{key: _dollars(model, key, price) for key, price in table.items()})
+
+
+def _dollars(model: str, key: str, price: object) -> float:
+    # NaN is in no range. The upper end is a hundred times the dearest model: a slip, not a price.
+    if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price <= 100_000:
+        raise ValueError(
+            f'"{model}".{key} must be a number of US$ per million tokens, from 0 to 100000'
+        )
+    return float(price)
 
 
 def parse_full_ids(value: object) -> tuple[str, ...]:

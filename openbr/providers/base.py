@@ -11,7 +11,6 @@ import email.utils
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,7 +24,8 @@ from openbr.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
-from openbr.records import Answer, ChatRequest, Deployment, Model, Secret
+from openbr.records import Answer, ChatRequest, Deployment, Model
+from openbr.secret import Secret
 
 _MAX_MESSAGE = 2000
 
@@ -49,8 +49,7 @@ class ChatStream(ABC):
         """Let the upstream go, finished or not. Idempotent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer, as the bytes of a chat.completion object."""
 
     body: bytes

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Any
 
 from openbr import __version__
 from openbr.config import LimitsConfig
@@ -28,14 +29,18 @@ from openbr.providers.openai_wire import (
     DONE,
     UNREADABLE,
     ModelName,
+    ModelNames,
+    ask_for_usage,
     decode_body,
     decode_event,
     encode,
+    encode_usage,
     error_status,
     read_completion,
     read_models,
 )
-from openbr.records import Answer, ChatRequest, Deployment, Model, Secret
+from openbr.records import Answer, ChatRequest, Deployment, Model
+from openbr.secret import Secret
 from openbr.upstream import Target, Timeouts, Upstream, UpstreamResponse, encode_headers
 
 _MAX_LIST = 16 * 1024**2
@@ -66,6 +71,8 @@ class OpenAIProvider(Provider):
         self._upstream = upstream
         self._limits = limits
         self._models = models
+        self._tells_usage = True
+        self._names = ModelNames()
         # Least recently used first: the one at the left goes out and to the right.
         self._credentials = deque((key, _headers(key)) for key in keys or (None,))
         self._stream_timeouts = Timeouts(
@@ -111,11 +118,17 @@ class OpenAIProvider(Provider):
         response.close()
 
     async def open_chat(self, request: ChatRequest, deployment: Deployment) -> ChatStream:
-        body = encode({**request.fields, "model": deployment.upstream_model})
         first_token_s = self._limits.first_token_timeout_s
         due = asyncio.get_running_loop().time() + first_token_s
-        response, key = await self._ask(b"POST", b"/chat/completions", body, self._stream_timeouts)
-        stream = OpenAIStream(response, Answer(deployment=deployment), self._limits.max_event, key)
+        response, key = await self._ask_stream(request, deployment)
+        stream = OpenAIStream(
+            response,
+            Answer(deployment=deployment),
+            self._limits.max_event,
+            key,
+            name=self._names.get(deployment.model),
+            include_usage=request.include_usage,
+        )
         try:
             async with asyncio.timeout_at(due):
                 await stream.begin()
@@ -132,14 +145,38 @@ class OpenAIProvider(Provider):
     async def complete_chat(self, request: ChatRequest, deployment: Deployment) -> Completion:
         body = encode({**request.fields, "model": deployment.upstream_model})
         response, key = await self._ask(b"POST", b"/chat/completions", body, self._body_timeouts)
+        said = response.take_whole(self._limits.max_answer)
+        if said is None:
+            try:
+                said = await response.read(self._limits.max_answer)
+            except UpstreamError as exc:
+                exc.provider = self.name
+                raise
+            finally:
+                response.close()
+        return read_completion(said, deployment, key, self._names.get(deployment.model))
+
+    async def _ask_stream(
+        self, request: ChatRequest, deployment: Deployment
+    ) -> tuple[UpstreamResponse, Secret | None]:
+        """Ask for a stream that tells its usage, whether the caller wants to see it or not.
+
+        A server that does not know that option is asked without it, now and from then on.
+        """
+        fields: dict[str, Any] = {**request.fields, "model": deployment.upstream_model}
+        asked = fields.get("stream_options")
+        if self._tells_usage and not request.include_usage:
+            fields["stream_options"] = ask_for_usage(asked)
         try:
-            body = await response.read(self._limits.max_answer)
-        except UpstreamError as exc:
-            exc.provider = self.name
-            raise
-        finally:
-            response.close()
-        return read_completion(body, deployment, key)
+            return await self._ask(
+                b"POST", b"/chat/completions", encode(fields), self._stream_timeouts
+            )
+        except UpstreamRejectedError as exc:
+            if asked is not None or not self._tells_usage or "stream_options" not in exc.message:
+                raise
+        self._tells_usage = False
+        del fields["stream_options"]
+        return await self._ask(b"POST", b"/chat/completions", encode(fields), self._stream_timeouts)
 
     async def _ask(
         self, method: bytes, path: bytes, body: bytes, timeouts: Timeouts
@@ -173,18 +210,28 @@ class OpenAIStream(ChatStream):
     """
 
     def __init__(
-        self, response: UpstreamResponse, answer: Answer, max_event: int, key: Secret | None
+        self,
+        response: UpstreamResponse,
+        answer: Answer,
+        max_event: int,
+        key: Secret | None,
+        *,
+        name: ModelName,
+        include_usage: bool,
     ) -> None:
         self.answer = answer
         self.text = ""
         self._response = response
         self._framer = EventFramer(max_event)
         self._key = key
-        self._model = ModelName(answer.deployment.model)
+        self._model = name
         self._held: bytes | None = None
         self._held_text = ""
         self._has_content = False
         self._done = False
+        self._include_usage = include_usage
+        self._usage_sent = False
+        self._first = b""
 
     async def begin(self) -> None:
         kind = self._response.header(b"content-type") or b""
@@ -244,15 +291,20 @@ class OpenAIStream(ChatStream):
         for payload in payloads:
             if payload == DONE:
                 self._done = True
+                usage = self.answer.usage
+                if self._include_usage and usage is not None and not self._usage_sent:
+                    out += (b"data: ", encode_usage(self._first, usage), b"\n\n")
                 out.append(b"data: [DONE]\n\n")
                 break
             if not payload:
                 continue  # an empty data line kills a widely used client
-            out += (b"data: ", self._event(payload, texts), b"\n\n")
+            if event := self._event(payload, texts):
+                out += (b"data: ", event, b"\n\n")
         self.text = "".join(texts)
         return b"".join(out)
 
     def _event(self, payload: bytes, texts: list[str]) -> bytes:
+        """The event as its caller gets it; b"" for a usage that the caller did not ask for."""
         try:
             if not payload.isascii():
                 payload.decode()  # what the decoder skips it does not check
@@ -282,12 +334,19 @@ class OpenAIStream(ChatStream):
                 self._has_content = True
         if event.usage is not None:
             self.answer.usage = event.usage.record()
+            if not event.choices:
+                if not self._include_usage:
+                    return b""
+                self._usage_sent = True
         if event.model is not None and self.answer.upstream_model is None:
             self.answer.upstream_model = event.model
         if b"\n" in payload or b"\r" in payload:
             # Several data lines: one line again, since JSON holds no raw line end in a string.
             payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")
-        return self._model.put(payload, event.model)
+        named = self._model.put(payload, event.model)
+        if not self._first:
+            self._first = named
+        return named
 
     async def _not_a_stream(self, kind: bytes) -> UpstreamError:
         said = await self._response.read(_MAX_REFUSAL)

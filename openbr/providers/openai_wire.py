@@ -15,9 +15,11 @@ import msgspec
 
 from openbr.errors import UpstreamProtocolError
 from openbr.providers.base import Completion, refusal
-from openbr.records import Answer, Deployment, Model, Secret, Usage
+from openbr.records import Answer, Deployment, Model, Usage
+from openbr.secret import Secret
 
 DONE = b"[DONE]"
+_MAX_NAMES = 256
 
 
 class Delta(msgspec.Struct):
@@ -58,8 +60,12 @@ class Event(msgspec.Struct):
     error: Any = None
 
 
+class Message(msgspec.Struct):
+    """An object; what it holds is the caller's to read."""
+
+
 class BodyChoice(msgspec.Struct):
-    message: dict[str, msgspec.Raw]
+    message: Message
     finish_reason: str | None = None
 
 
@@ -86,7 +92,9 @@ decode_event = msgspec.json.Decoder(Event).decode
 decode_body = msgspec.json.Decoder(Body).decode
 decode_list = msgspec.json.Decoder(ModelList).decode
 decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 encode = msgspec.json.Encoder().encode
+_WITH_USAGE = msgspec.Raw(b'{"include_usage":true}')
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -120,7 +128,26 @@ class ModelName:
         return encode(fields)
 
 
-def read_completion(body: bytes, deployment: Deployment, key: Secret | None) -> Completion:
+class ModelNames:
+    """A ModelName for each full id that was asked lately."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made: dict[str, ModelName] = {}
+
+    def get(self, full_id: str) -> ModelName:
+        made = self._made.get(full_id)
+        if made is None:
+            if len(self._made) >= _MAX_NAMES:  # ids may come from callers
+                self._made.clear()
+            made = self._made[full_id] = ModelName(full_id)
+        return made
+
+
+def read_completion(
+    body: bytes, deployment: Deployment, key: Secret | None, name: ModelName
+) -> Completion:
     """Check a chat.completion and name the deployment in it.
 
     Shape: {"model", "choices": [{"message", "finish_reason"}, ...], "usage"?}, at least one choice.
@@ -130,7 +157,6 @@ def read_completion(body: bytes, deployment: Deployment, key: Secret | None) -> 
     try:
         body.decode() if not body.isascii() else None
         read = decode_body(body)
-        fields = decode_fields(body)
     except UNREADABLE as exc:
         raise UpstreamProtocolError(
             f"{provider} answered with something that is not a completion", provider=provider
@@ -145,8 +171,32 @@ def read_completion(body: bytes, deployment: Deployment, key: Secret | None) -> 
         finish_reason=read.choices[0].finish_reason,
         usage=read.usage.record() if read.usage is not None else None,
     )
-    fields["model"] = msgspec.Raw(encode(deployment.model))
-    return Completion(body=encode(fields), answer=answer)
+    if read.model is None:  # it has none, or null
+        body = encode({**decode_fields(body), "model": deployment.model})
+    else:
+        body = name.put(body, read.model)
+    return Completion(body=body, answer=answer)
+
+
+def ask_for_usage(raw: msgspec.Raw | None) -> msgspec.Raw:
+    """stream_options that ask for the usage, whatever else they hold."""
+    options = None if raw is None else _decode_options(raw)
+    return _WITH_USAGE if not options else msgspec.Raw(encode({**options, "include_usage": True}))
+
+
+def encode_usage(first: bytes, usage: Usage) -> bytes:
+    """The event that tells the usage, for a stream whose first event was `first`."""
+    fields: dict[str, Any] = dict(decode_fields(first))
+    for name in ("usage", "obfuscation"):
+        fields.pop(name, None)
+    counts: dict[str, Any] = {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
+    if usage.cached_tokens:
+        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    return encode({**fields, "choices": [], "usage": counts})
 
 
 def error_status(error: Any) -> int:

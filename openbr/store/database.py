@@ -222,8 +222,8 @@ def _open_both(
     with contextlib.ExitStack() as undo:
         writer = _connect(path, busy_timeout_s)
         undo.callback(writer.close)
-        version = _check(writer, path, len(migrations))
-        _migrate(writer, path, version, migrations)
+        _check(writer, path, len(migrations))
+        _migrate(writer, path, migrations, busy_timeout_s)
         reader = _connect(path, min(busy_timeout_s, READ_BUSY_TIMEOUT_S))
         undo.callback(reader.close)
         reader.execute("PRAGMA query_only = ON")
@@ -253,8 +253,8 @@ def _connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     return connection
 
 
-def _check(connection: sqlite3.Connection, path: Path, known: int) -> int:
-    """The store's version, or a refusal: not ours, newer than us, or damaged."""
+def _check(connection: sqlite3.Connection, path: Path, known: int) -> None:
+    """Refuse what is not ours, newer than us, or damaged."""
     version: int
     version, owner, tables = connection.execute(
         "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_master)"
@@ -275,43 +275,52 @@ def _check(connection: sqlite3.Connection, path: Path, known: int) -> int:
         verdict: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise _damaged(path, " ".join(verdict.split()))
-    return version
 
 
 def _migrate(
-    connection: sqlite3.Connection, path: Path, version: int, migrations: tuple[Migration, ...]
+    connection: sqlite3.Connection,
+    path: Path,
+    migrations: tuple[Migration, ...],
+    busy_timeout_s: float,
 ) -> None:
-    if 0 < version < len(migrations):
-        _back_up(connection, path, version)
-    for number in range(version + 1, len(migrations) + 1):
-        try:
-            with _transaction(connection):
-                # Another process may have come first; inside the transaction nobody can.
-                if connection.execute("PRAGMA user_version").fetchone()[0] >= number:
-                    continue
+    """Run the steps that are due, all in one transaction; where none is, an empty one: a store that
+    cannot be written is refused now, not at the first message."""
+    number = 0
+    try:
+        with _transaction(connection):
+            # Asked here, where nobody else can write: of processes that start together one
+            # migrates, and the others find it done.
+            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            if 0 < version < len(migrations):
+                _back_up(path, version, busy_timeout_s)
+            for number in range(version + 1, len(migrations) + 1):
                 for statement in migrations[number - 1]:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number}")
-        except sqlite3.Error as exc:
-            if _primary_code(exc) in _UNAVAILABLE:
-                raise
-            raise ConfigError(
-                f"{path}: migration {number} of the store failed and was undone: {exc}"
-                + _backup_hint(path)
-            ) from exc
-    with _transaction(connection):
-        pass  # a store that cannot be written is refused now, not at the first message
+    except sqlite3.Error as exc:
+        if _primary_code(exc) in _UNAVAILABLE:
+            raise
+        raise ConfigError(
+            f"{path}: migration {number} of the store failed and was undone: {exc}"
+            + _backup_hint(path)
+        ) from exc
 
 
-def _back_up(connection: sqlite3.Connection, path: Path, version: int) -> None:
-    """A whole copy beside the store; it has its name only once it is complete."""
+def _back_up(path: Path, version: int, busy_timeout_s: float) -> None:
+    """A whole copy beside the store; it has its name only once it is complete.
+
+    Read over a connection of its own: SQLite copies nothing from one that is about to write.
+    """
     backup = path.with_name(f"{path.name}.v{version}.backup")
     unfinished = path.with_name(backup.name + ".part")
     unfinished.unlink(missing_ok=True)
     os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
-        with contextlib.closing(sqlite3.connect(unfinished)) as copy:
-            connection.backup(copy)
+        with (
+            contextlib.closing(_connect(path, busy_timeout_s)) as store,
+            contextlib.closing(sqlite3.connect(unfinished)) as copy,
+        ):
+            store.backup(copy)
         unfinished.replace(backup)
     except (sqlite3.Error, OSError) as exc:
         unfinished.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from openbr.errors import InvalidRequestError
-from openbr.records import SCOPES
+from openbr.secret import SCOPES
 
 _NAME = re.compile(r"[^\W_][\w .@:-]{0,63}")
 _COLUMNS = "id, name, last4, scopes, created_at, last_used_at, revoked_at"

@@ -1,8 +1,8 @@
 """The schema, as the ordered steps that made it.
 
 In: nothing. Out: MIGRATIONS. The rule that lives only here: a step that was released never changes;
-a new need is a new step at the end. The store's `user_version` is how many steps it has had, and
-each step runs in one transaction, so a store is never between two of them.
+a new need is a new step at the end. The store's `user_version` is how many steps it has had; the
+steps that are due run in one transaction, so no store is ever between two of them.
 
 Times are unix seconds. Keys, sessions: digests only, never the secret itself.
 """
@@ -86,5 +86,36 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
         """,
         "CREATE INDEX messages_conversation ON messages (conversation_id, id)",
         "CREATE INDEX messages_running ON messages (id) WHERE state = 'running'",
+    ),
+    # 2: one row a request. AUTOINCREMENT, so that an id is never given again and "counted up to
+    # here" stays true when old rows go. Cost is whole nano-dollars: sums are exact in any order,
+    # and most take four bytes where a REAL takes eight. No reference to keys: what was used is
+    # counted, whoever used it. No CHECK: a row with a new word is better than no row.
+    (
+        """
+        CREATE TABLE usage (
+            id             INTEGER PRIMARY KEY AUTOINCREMENT,
+            request_id     TEXT NOT NULL,
+            created_at     REAL NOT NULL,
+            key_id         INTEGER,
+            asked          TEXT NOT NULL,
+            model          TEXT,
+            provider       TEXT,
+            status         INTEGER NOT NULL,
+            outcome        TEXT NOT NULL,
+            cache          TEXT NOT NULL,
+            fallback       TEXT,
+            error          TEXT,
+            is_stream      INTEGER NOT NULL,
+            input_tokens   INTEGER,
+            output_tokens  INTEGER,
+            cached_tokens  INTEGER,
+            queue_s        REAL,
+            ttft_s         REAL,
+            total_s        REAL,
+            cost_nano_usd  INTEGER
+        )
+        """,
+        "CREATE INDEX usage_time ON usage (created_at)",
     ),
 )

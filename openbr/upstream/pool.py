@@ -68,8 +68,9 @@ class Upstream:
         self._idle_close_s = idle_close_s
         self._dialer = Dialer(ssl_context_factory)
         self._pools: dict[tuple[str, str, int], _Pool] = {}
-        # (target, method, path) -> the pool and the ready first lines of such a request.
-        self._lines: dict[tuple[Target, bytes, bytes], tuple[_Pool, bytes]] = {}
+        # (id of a target, method, path) -> the pool, the ready first lines of such a request, and
+        # the target, which keeps that id its own. By id, because a target's hash is four hashes.
+        self._lines: dict[tuple[int, bytes, bytes], tuple[_Pool, bytes, Target]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._all_gone: asyncio.Future[None] | None = None
@@ -90,7 +91,7 @@ class Upstream:
         Raises: UpstreamError.
         """
         try:
-            pool, lines = self._lines[target, method, path]
+            pool, lines, _ = self._lines[id(target), method, path]
         except KeyError:
             pool, lines = self._add_lines(target, method, path)
         is_large = len(body) > WRITE_PIECE
@@ -158,7 +159,7 @@ class Upstream:
         )
         if len(self._lines) >= _MAX_LINES:
             self._lines.clear()
-        self._lines[target, method, path] = pool, lines
+        self._lines[id(target), method, path] = pool, lines, target
         return pool, lines
 
     def _check_open(self) -> None:

@@ -99,13 +99,22 @@ class UpstreamResponse:
             self._connection.resume()
         return data
 
+    def take_whole(self, max_bytes: int) -> bytes | None:
+        """The whole body where it has arrived and is not larger; else None, and read() it is."""
+        if not self._is_whole or self.unread > max_bytes:
+            return None
+        pieces, self._pieces = self._pieces, []
+        self.unread = 0
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     async def read(self, max_bytes: int) -> bytes:
         """The whole body. A failed or cancelled read gives the connection up.
 
         Raises: UpstreamProtocolError beyond max_bytes, UpstreamError as next() does.
         """
-        if self._is_whole and self.unread <= max_bytes:
-            return await self.next()  # nothing to wait for
+        whole = self.take_whole(max_bytes)
+        if whole is not None:
+            return whole
         parts: list[bytes] = []
         size = 0
         try:

@@ -18,7 +18,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from openbr.errors import InvalidRequestError, NotFoundError, OpenbrError, TooLargeError
-from openbr.records import CHAT, Deployment
+from openbr.records import Deployment
+from openbr.secret import CHAT
 from openbr.store import conversations
 from openbr.store.conversations import Conversation, Message
 from openbr.web.formats import day, plain_lines

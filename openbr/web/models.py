@@ -18,7 +18,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from openbr.errors import InvalidRequestError, OpenbrError
-from openbr.records import ADMIN, Model, ProviderState
+from openbr.records import Model, ProviderState
+from openbr.secret import ADMIN
 from openbr.web.in_use import InUseView, short, view_in_use
 from openbr.web.page import Page, caller_of, parts_of, read_form, require_scope
 from openbr.web.reasons import N_, REASONS, Reason

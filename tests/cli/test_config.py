@@ -98,6 +98,22 @@ def test_show_in_json(openbr: Openbr, file: Path, tmp_path: Path) -> None:
     assert tree["providers"][0]["name"] == "cloud"
 
 
+def test_prices_are_shown_as_they_are_written(openbr: Openbr, file: Path) -> None:
+    prices = (
+        '{ "gpt-4.1" = { input = 2.5, output = 10, cached = 1.25 },'
+        " m = { input = 0.0375, output = 1 } }"
+    )
+    file.write_text(
+        '[[providers]]\nname = "a"\nbase_url = "http://a/v1"\n'
+        f'prices = {prices}\n[[providers]]\nname = "b"\nbase_url = "http://b/v1"\n'
+    )
+    expected = tomllib.loads(f"prices = {prices}")["prices"]
+    shown = tomllib.loads(openbr("config", "show", "--config", str(file)).out)["providers"]
+    tree = openbr("config", "show", "--config", str(file), "--json").json()["providers"]
+    for rows in (shown, tree):
+        assert [row["prices"] for row in rows] == [expected, {}]
+
+
 def test_show_without_a_file(openbr: Openbr) -> None:
     text = openbr("config", "show").out
     assert "(not there: defaults)" in text

@@ -36,7 +36,8 @@ from openbr.providers import local as local_module
 from openbr.providers.base import ChatStream
 from openbr.providers.local import LocalProvider
 from openbr.providers.openai import OpenAIProvider
-from openbr.records import ChatRequest, Deployment, Secret
+from openbr.records import ChatRequest, Deployment
+from openbr.secret import Secret
 from openbr.upstream import Upstream
 
 DEADLINE_S = 20.0

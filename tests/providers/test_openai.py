@@ -12,7 +12,7 @@ from fake_upstream import OpenAIUpstream, error, refused, reply
 from openbr.config import LimitsConfig
 from openbr.errors import UpstreamError
 from openbr.providers.openai import OpenAIProvider
-from openbr.records import Secret
+from openbr.secret import Secret
 from openbr.upstream import Upstream
 
 

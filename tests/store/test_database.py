@@ -109,8 +109,11 @@ def test_two_stores_in_one_process_are_two(tmp_path: Path) -> None:
 START_TOGETHER = """
 import os, pathlib, sys
 from openbr.store import Store
+from openbr.store.migrations import MIGRATIONS
 for round_number in range(25):
     path = pathlib.Path(sys.argv[1], str(round_number), "openbr.sqlite3")
+    if sys.argv[2] == "old":
+        Store.open(path, migrations=MIGRATIONS[:1]).close()
     waiting, starting_shot = os.pipe()
     children = []
     for _ in range(4):
@@ -130,8 +133,11 @@ for round_number in range(25):
 """
 
 
-def test_processes_that_start_together_all_open_it(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", START_TOGETHER, str(tmp_path)], check=True)
+@pytest.mark.parametrize("age", ["new", "old"])
+def test_processes_that_start_together_all_open_it(tmp_path: Path, age: str) -> None:
+    subprocess.run([sys.executable, "-c", START_TOGETHER, str(tmp_path), age], check=True)
+    backups = {file.name for file in tmp_path.glob("*/*.backup*")}
+    assert backups == ({"openbr.sqlite3.v1.backup"} if age == "old" else set())
 
 
 def test_a_second_store_on_the_same_file_leaves_the_first_its_locks(
@@ -178,8 +184,8 @@ def test_a_failed_migration_is_undone_whole(path: Path) -> None:
     Store.open(path).close()
     broken = (*MIGRATIONS, EXTRA, ("CREATE TABLE more (b)", "INSERT INTO nowhere VALUES (1)"))
     message = refusal(path, migrations=broken)
-    assert "migration 3 of the store failed" in message
-    assert f"{path}.v1.backup" in message
+    assert f"migration {len(MIGRATIONS) + 2} of the store failed" in message
+    assert f"{path}.v{len(MIGRATIONS)}.backup" in message
     repaired = Store.open(path, migrations=(*MIGRATIONS, EXTRA, ("CREATE TABLE more (b)",)))
     assert repaired.read(lambda c: c.execute("SELECT count(*) FROM extra").fetchone()) == (1,)
     repaired.close()
@@ -187,12 +193,12 @@ def test_a_failed_migration_is_undone_whole(path: Path) -> None:
 
 def test_no_migration_without_its_backup(path: Path) -> None:
     Store.open(path).close()
-    place = path.with_name(f"{path.name}.v1.backup")
+    place = path.with_name(f"{path.name}.v{len(MIGRATIONS)}.backup")
     place.mkdir()
     (place / "full").touch()
     assert "backup" in refusal(path, migrations=(*MIGRATIONS, EXTRA))
     with contextlib.closing(sqlite3.connect(path)) as c:
-        assert c.execute("PRAGMA user_version").fetchone() == (1,)
+        assert c.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
 
 
 # refusals
@@ -202,8 +208,9 @@ def test_a_newer_store_is_refused_with_its_backup(path: Path) -> None:
     Store.open(path).close()
     Store.open(path, migrations=(*MIGRATIONS, EXTRA)).close()
     message = refusal(path)
-    assert "newer openbr (version 2; this openbr knows 1)" in message
-    assert f"{path}.v1.backup" in message
+    known = len(MIGRATIONS)
+    assert f"newer openbr (version {known + 1}; this openbr knows {known})" in message
+    assert f"{path}.v{known}.backup" in message
 
 
 def test_a_file_that_is_no_database_is_refused_and_kept(path: Path) -> None:

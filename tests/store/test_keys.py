@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from openbr.errors import InvalidRequestError
-from openbr.records import ADMIN, CHAT
+from openbr.secret import ADMIN, CHAT
 from openbr.store import Store, keys, sessions
 
 

@@ -17,7 +17,8 @@ from openbr.errors import (
     UpstreamRejectedError,
     UpstreamUnavailableError,
 )
-from openbr.records import CHAT, Caller, Model
+from openbr.records import Caller, Model
+from openbr.secret import CHAT
 
 ROUTES = """
 [[providers]]

@@ -14,7 +14,8 @@ from web.stream import Event, Reader
 from web.world import Script, World
 
 from openbr.errors import StreamInterruptedError, UpstreamUnavailableError
-from openbr.records import ADMIN, Caller
+from openbr.records import Caller
+from openbr.secret import ADMIN
 from openbr.store import conversations
 from openbr.store.conversations import Message
 

@@ -11,7 +11,8 @@ from web.world import World
 
 from openbr.auth import generate_key, hash_key, read_head
 from openbr.errors import AuthenticationError
-from openbr.records import SCOPES, Caller
+from openbr.records import Caller
+from openbr.secret import SCOPES
 from openbr.store import keys
 from openbr.web.login import safe_next
 

@@ -25,14 +25,17 @@ from fake_upstream import Gate
 from starlette.applications import Starlette
 
 from openbr.auth import OWNER, Auth
+from openbr.cache import ResponseCache
 from openbr.catalogue import Catalogue
 from openbr.config import Config
 from openbr.errors import OpenbrError, UpstreamError, UpstreamUnavailableError
 from openbr.gateway import Gateway
+from openbr.prices import Prices
 from openbr.providers.base import ChatStream, Completion, Provider
 from openbr.records import Answer, Caller, ChatRequest, Deployment, Model, Usage
 from openbr.route import Router
 from openbr.store import Store
+from openbr.usage import UsageLog
 from openbr.web import routes
 from openbr.web.parts import Parts
 from openbr.web.render import Pages
@@ -167,7 +170,14 @@ class World:
         self.router = Router(
             self.catalogue, self.store, self.config.routes, local_model=self.local_model
         )
-        self.gateway = _Timed(self.catalogue, self.router, self.providers)
+        self.usage = UsageLog(self.store, Prices(()))
+        self.gateway = _Timed(
+            self.catalogue,
+            self.router,
+            ResponseCache(self.config.cache),
+            self.usage,
+            self.providers,
+        )
         self.parts = Parts(
             config=self.config,
             store=self.store,
@@ -192,6 +202,7 @@ class World:
     async def _close(self) -> None:
         await self.parts.runs.close()
         await self.catalogue.close()
+        await self.usage.close()
         await self.parts.auth.close()
         self.store.close()
 
@@ -275,9 +286,14 @@ class _Timed(Gateway):
     """The gateway, with the measured time in answers made the script's."""
 
     def __init__(
-        self, catalogue: Catalogue, router: Router, providers: Mapping[str, ScriptedProvider]
+        self,
+        catalogue: Catalogue,
+        router: Router,
+        cache: ResponseCache,
+        usage: UsageLog,
+        providers: Mapping[str, ScriptedProvider],
     ) -> None:
-        super().__init__(catalogue, router)
+        super().__init__(catalogue, router, cache, usage)
         self._providers = providers
 
     async def chat(self, request: ChatRequest, caller: Caller) -> ChatStream:
