@@ -70,6 +70,8 @@ async def _serve(
         is_verbose=logger.isEnabledFor(logging.DEBUG),
         on_started=started,
         on_drain=drain,
+        give_back=app.memory.trim,
+        spare=app.spare,
     )
     await server.serve(listening)
 

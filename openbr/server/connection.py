@@ -5,36 +5,30 @@ connection. The rules that live only here are limits on clients: what two parser
 differently is refused; a head has a size and a time; trailers are no headers; a refusal never
 overtakes the answers before it; a `/v1` request is cancelled when its client leaves.
 
-Kept from uvicorn: the parser's setup, the scope, keep-alive, pipelining, flow control, and the
-cycle that turns ASGI messages into bytes. A connection has a timer only while it waits for its
-client; while openbr works on an answer it has none.
+Kept from uvicorn: the parser's setup, pipelining, flow control. A connection waits with one timer;
+its keep-alive timer is armed once and looks, when it fires, how long nothing was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from openbr.api.http import encode_error, new_request_id, send_error
 from openbr.errors import InvalidRequestError, OpenbrError, RequestError, ServiceUnavailableError
+from openbr.server.cycle import Cycle, run
 from openbr.server.state import State
-from openbr.stream import CLIENT_GONE
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
 
 logger = logging.getLogger(__name__)
 
 _WATCHED = frozenset({b"host", b"transfer-encoding", b"expect"})
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _TLS_HELLO = b"\x16\x03"
 
 
@@ -65,6 +59,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self._limits = self.server_state.limits
+        self.access_log = self.config.access_log
         self._is_over = False
         self._in_head = False
         self._in_body = False
@@ -74,8 +69,10 @@ class Connection(HttpToolsProtocol):
         self._unframed = 0
         self._body_moved = False
         self._plain_head = b""
-        self._running: RequestResponseCycle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.cycle: Cycle | None = None  # type: ignore[assignment]
+        self.pipeline: deque[tuple[Cycle, Any]] = deque()  # type: ignore[assignment]
+        self._running: Cycle | None = None
+        self._idle_since = 0.0
         self._refused: OpenbrError | None = None
         self._deaf = False
         self._leaving = False
@@ -98,23 +95,21 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leaving = self._deaf = True
         self._stop_waiting()
-        self._unset_keepalive_if_required()  # uvicorn leaves it running after a reset
-        self.resume_writing()
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
         self.pipeline.clear()
         for cycle in (self._running, self.cycle):
             if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
-        super().connection_lost(exc)
+                cycle.disconnect()
+        self.resume_writing()
         self._cancel_task()
+        self.parser = None  # type: ignore[assignment]
         self._exit.close = _nothing  # breaks the ring, so that no collection is needed
         self.server_state.lose_connection()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
         self._unframed += len(data)
         try:
             self.parser.feed_data(data)
@@ -128,6 +123,7 @@ class Connection(HttpToolsProtocol):
             if self._unframed > self._limits.max_head_bytes:
                 self._refuse(_too_large())
             elif self._in_body:
+                assert self.cycle is not None
                 if self._timer is None and not self.cycle.response_complete:
                     self._wait(self._limits.body_s, self._check_body)
             elif self._is_idle():
@@ -146,7 +142,9 @@ class Connection(HttpToolsProtocol):
     # The parser calls
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._in_head = True
         self._hosts = 0
 
@@ -159,31 +157,69 @@ class Connection(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._check_head()
-        if self.parser.should_upgrade():
+        parser = self.parser
+        version = parser.get_http_version()
+        self._check_head(version)
+        if parser.should_upgrade():
             self._plain_head = self._encode_plain_head()
             return
-        self._stop_waiting()
+        if self._timer is not None:
+            self._stop_waiting()
         self._in_head = False
         self._in_body = True
         self._unframed = 0
-        super().on_headers_complete()
-        self.cycle.transport = self._exit  # type: ignore[assignment]
-        if self._is_over or self.server_state.draining:
-            self.cycle.keep_alive = False
+        state = self.server_state
+        running = self.cycle
+        path, raw_path, query = state.split_url(self.url)
+        self.cycle = cycle = Cycle(
+            {
+                "type": "http",
+                "asgi": _ASGI,
+                "http_version": version,
+                "method": parser.get_method().decode("ascii"),
+                "scheme": self.scheme,
+                "path": path,
+                "raw_path": raw_path,
+                "query_string": query,
+                "root_path": "",
+                "headers": self.headers,
+                "server": self.server,
+                "client": self.client,
+                "state": self.app_state.copy(),
+            },
+            self._exit,
+            self.flow,
+            self.loop,
+            self.on_response_complete,
+            state.date_line,
+            version != "1.0"
+            and parser.should_keep_alive()
+            and not (self._is_over or state.draining),
+            self.expect_100_continue,
+        )
+        if running is None or running.response_complete:
+            self._start_asgi_task(cycle)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         self._unframed = 0
         self._body_moved = True
-        super().on_body(body)
+        cycle = self.cycle
+        assert cycle is not None
+        if not cycle.response_complete:
+            cycle.add_body(body)
 
     def on_message_complete(self) -> None:
         if self._plain_head:
             return  # it begins again
-        self._stop_waiting()
+        if self._timer is not None:
+            self._stop_waiting()
         self._in_body = False
         self._unframed = 0
-        super().on_message_complete()
+        assert self.cycle is not None
+        self.cycle.end_body()
 
     def _encode_plain_head(self) -> bytes:
         """The request as if no upgrade had been asked. A client may always be refused one (RFC
@@ -208,28 +244,30 @@ class Connection(HttpToolsProtocol):
     # The cycle calls
 
     def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
         if self._leaving:
-            self.server_state.total_requests += 1
-        elif self._refused is not None and not self.pipeline:
-            self.server_state.total_requests += 1
+            return
+        if self._refused is not None and not self.pipeline:
             self._send_refusal(self._refused)
+        elif self._exit.is_closing():
+            return
         else:
-            super().on_response_complete()
-            if not self._is_idle():
-                return
-            if self._in_body:
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(self.pipeline.pop()[0])
+            elif self._in_body:
                 # The answer came before the whole body: the rest is dropped, for a while.
-                self._unset_keepalive_if_required()
                 self._wait(self._limits.body_rest_s, self._leave)
             else:
                 self._await_request()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    def _start_asgi_task(self, cycle: Cycle) -> None:  # type: ignore[override]
         self._running = cycle
-        task = self.loop.create_task(_run(cycle, _say_overloaded if self._is_over else app))
-        self._task = task
+        app = _say_overloaded if self._is_over else self.app
+        if self.access_log:
+            app = _logged(app)
+        cycle.task = task = self.loop.create_task(run(cycle, app, self.server_state.finish_task))
         self.tasks.add(task)
-        task.add_done_callback(self.server_state.finish_task)
 
     # The server calls
 
@@ -255,11 +293,12 @@ class Connection(HttpToolsProtocol):
 
     def _await_request(self) -> None:
         if self._in_head or self._unframed:
-            self._unset_keepalive_if_required()
             if self._timer is None:
                 self._wait(self._limits.head_s, self._head_is_late)
-        elif self.timeout_keep_alive_task is None:
-            self._stop_waiting()
+            return
+        self._stop_waiting()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self._limits.keep_alive_s, self.timeout_keep_alive_handler
             )
@@ -274,7 +313,17 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def timeout_keep_alive_handler(self) -> None:
-        self._leave()
+        """Armed once and not at every request: it looks how long nothing was asked."""
+        self.timeout_keep_alive_task = None
+        if not self._is_idle() or self._in_head or self._in_body or self._unframed:
+            return  # the end of that arms it again
+        rest = self._idle_since + self._limits.keep_alive_s - self.loop.time()
+        if rest > 0.001:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                rest, self.timeout_keep_alive_handler
+            )
+        else:
+            self._leave()
 
     def _head_is_late(self) -> None:
         self._timer = None
@@ -316,8 +365,7 @@ class Connection(HttpToolsProtocol):
         elif value.lower() != b"chunked" or self.parser.get_http_version() == "1.0":
             raise _RefusedError(_bad("transfer-encoding may only be chunked, in HTTP/1.1"))
 
-    def _check_head(self) -> None:
-        version = self.parser.get_http_version()
+    def _check_head(self, version: str) -> None:
         if version != "1.1" and version != "1.0":
             raise _RefusedError(_bad(f"HTTP/{version} is not spoken here"))
         if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
@@ -342,17 +390,17 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         if self._in_body:
             broken = self.cycle
+            assert broken is not None
             if self.pipeline and self.pipeline[0][0] is broken:
                 self.pipeline.popleft()
             elif broken.response_complete or broken.response_started:
                 broken.disconnected = not broken.response_complete
-                broken.message_event.set()
+                broken.wake()
                 self._cancel_task()
                 self._leave()
                 return
             else:
-                broken.disconnected = True
-                broken.message_event.set()
+                broken.disconnect()
                 self._cancel_task()
                 self._send_refusal(error)
                 return
@@ -363,7 +411,7 @@ class Connection(HttpToolsProtocol):
 
     def _send_refusal(self, error: OpenbrError) -> None:
         logger.debug("refused what %s sent: %s", self.client, error)
-        self.transport.write(_encode_refusal(error, self.server_state.default_headers))
+        self.transport.write(_encode_refusal(error, self.server_state.date_line))
         self._leave()
 
     def _leave(self) -> None:
@@ -386,39 +434,32 @@ class Connection(HttpToolsProtocol):
             self._watch_writing()
 
     def _cancel_task(self) -> None:
-        task, cycle = self._task, self._running
-        if task is None or cycle is None or task.done():
+        cycle = self._running
+        if cycle is None or cycle.task is None or cycle.task.done():
             return
         if cycle.scope["path"].startswith("/v1/"):
-            task.cancel(CLIENT_GONE)
+            self.server_state.leave(cycle.task)
 
 
 def _nothing() -> None:
     pass
 
 
-async def _run(cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-    """One request, in place of the cycle's own `run_asgi`: an answer that the app leaves
-    unfinished is how it cuts a broken stream, and a cancelled task is a client that left."""
-    try:
-        await app(cycle.scope, cycle.receive, cycle.send)
-    except asyncio.CancelledError:
-        cycle.transport.close()
-    except Exception:
-        logger.exception("a defect in openbr")
-        await _end(cycle)
-    else:
-        if not cycle.response_complete:
-            await _end(cycle)
-    finally:
-        cycle.on_response = _nothing  # breaks the ring of cycle and connection
+def _logged(app: Any) -> Any:
+    """An app whose requests are told, as they are answered."""
 
+    async def logged(scope: Any, receive: Any, send: Any) -> None:
+        async def tell(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                where = f"{scope['client'][0]}:{scope['client'][1]}" if scope["client"] else ""
+                logger.debug(
+                    '%s "%s %s" %d', where, scope["method"], scope["path"], message["status"]
+                )
+            await send(message)
 
-async def _end(cycle: RequestResponseCycle) -> None:
-    if not cycle.response_started and not cycle.disconnected:
-        await send_error(cycle.send, OpenbrError("openbr gave no answer"), new_request_id())
-    elif not cycle.response_complete:
-        cycle.transport.close()
+        await app(scope, receive, tell)
+
+    return logged
 
 
 async def _say_overloaded(scope: Any, receive: Any, send: Any) -> None:
@@ -450,14 +491,13 @@ def _error(status: int, code: str, message: str) -> OpenbrError:
     return error
 
 
-def _encode_refusal(error: OpenbrError, headers: list[tuple[bytes, bytes]]) -> bytes:
+def _encode_refusal(error: OpenbrError, date_line: bytes) -> bytes:
     body = encode_error(error)
     headers = [
-        *headers,
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", new_request_id().encode()),
         (b"connection", b"close"),
     ]
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body)
+    return b"%b%b%b\r\n%b" % (STATUS_LINE[error.status], date_line, lines, body)

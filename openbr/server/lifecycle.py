@@ -15,16 +15,17 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from openbr.errors import OpenbrError
 from openbr.server.connection import Connection
-from openbr.server.memory import IdleTrim
+from openbr.server.memory import IdleTrim, trim
 from openbr.server.sockets import BACKLOG
 from openbr.server.state import Limits, State
-from openbr.stream import CLIENT_GONE
+from openbr.ultra import trim_heap
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,11 @@ class Lifespan:
 
 
 class Server(uvicorn.Server):
-    """Threads: the main one, where signals arrive."""
+    """`give_back`: called once when no request has come for a while, to give memory back. `spare`:
+    whether a request is to go on although its client left.
+
+    Threads: the main one, where signals arrive.
+    """
 
     server_state: State
 
@@ -88,6 +93,8 @@ class Server(uvicorn.Server):
         is_verbose: bool = False,
         on_started: Callable[[], None] = lambda: None,
         on_drain: Callable[[], None] = lambda: None,
+        give_back: Callable[[], object] = trim_heap,
+        spare: Callable[[asyncio.Task[None]], bool] = lambda _: False,
     ) -> None:
         limits = limits or Limits()
         super().__init__(
@@ -105,13 +112,14 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]  # call_later's
             )
         )
-        self.server_state = State(limits)
+        self.server_state = State(limits, spare=spare)
         self.servers: list[asyncio.base_events.Server] = []
         self._app_life = Lifespan(app)
         self._ssl_context = ssl_context
         self._drain_s = drain_s
         self._on_started = on_started
         self._on_drain = on_drain
+        self._give_back = give_back
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
@@ -135,7 +143,7 @@ class Server(uvicorn.Server):
         await self._app_life.startup()
         loop = asyncio.get_running_loop()
         state = self.server_state
-        self._trim = IdleTrim(loop, lambda: bool(state.tasks))
+        self._trim = IdleTrim(loop, lambda: bool(state.tasks), partial(trim, self._give_back))
         state.on_rest = self._trim.rest
 
         def connect() -> Connection:
@@ -197,8 +205,8 @@ class Server(uvicorn.Server):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CUT_S):
                 await state.wait_for_connections()
-                for task in state.tasks:
-                    task.cancel(CLIENT_GONE)
+                for task in tuple(state.tasks):
+                    state.cancel(task)
                 await state.wait_for_requests()
 
     # Signals

@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import ssl
+import weakref
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -305,13 +306,13 @@ def test_the_date_is_made_once_a_second_when_somebody_asks(monkeypatch: pytest.M
     now = [1_700_000_000.2]
     monkeypatch.setattr("openbr.server.state.time.time", lambda: now[0])
     state = State(Limits())
-    first = state.default_headers
-    assert first == [(b"date", b"Tue, 14 Nov 2023 22:13:20 GMT")]
+    first = state.date_line
+    assert first == b"date: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
     now[0] += 0.7
-    assert state.default_headers is first
+    assert state.date_line is first
     now[0] += 0.2
-    assert state.default_headers == [(b"date", b"Tue, 14 Nov 2023 22:13:21 GMT")]
-    assert parsedate_to_datetime(first[0][1].decode()).timestamp() == 1_700_000_000
+    assert state.date_line == b"date: Tue, 14 Nov 2023 22:13:21 GMT\r\n"
+    assert parsedate_to_datetime(first[6:-2].decode()).timestamp() == 1_700_000_000
 
 
 def test_nothing_is_scheduled_when_nobody_is_connected() -> None:
@@ -440,3 +441,32 @@ def test_request_ids_are_unlike_each_other(run: Run) -> None:
             assert all(re.fullmatch(r"req_[0-9a-f]+", one) for one in ids)
 
     run(scenario())
+
+
+def test_a_trim_collects_and_asks_the_app_for_what_it_can_spare(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+
+    actions: list[Any] = []
+
+    class Recorded(IdleTrim):
+        def __init__(self, loop: Any, is_busy: Any, action: Any) -> None:
+            actions.append(action)
+            super().__init__(loop, is_busy, action)
+
+    monkeypatch.setattr("openbr.server.lifecycle.IdleTrim", Recorded)
+    asked: list[bool] = []
+
+    async def scenario() -> None:
+        async with running(App(), give_back=lambda: asked.append(ring() is None)):
+            pass
+
+    run(scenario())
+    assert asked == []
+    ring = weakref.ref(Ring())
+    for action in actions:
+        action()
+    assert asked == [True]
