@@ -6,16 +6,18 @@ VENV   ?= .venv
 python := $(VENV)/bin/python
 stubs  := $(patsubst openbr/_native/%.pyi,openbr._native.%,$(wildcard openbr/_native/*.pyi))
 
-.PHONY: help run test test-pure check build bench docs clean
+.PHONY: help run test test-pure test-debug check build bench bench-check docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run        install what is missing, start the gateway (ARGS=... are its flags)"
 	@echo "make test       install what tests need, run them all (ARGS=... go to pytest)"
 	@echo "make test-pure  the same tests without any compiled module"
+	@echo "make test-debug the tests of the native modules, compiled with every check"
 	@echo "make check      ruff, mypy --strict, stubtest, translations"
 	@echo "make build      the wheel, in dist/"
 	@echo "make bench      measure, and compare with other ways (ARGS=... go to bench/run.py)"
+	@echo "make bench-check  the native layer's ratios beside bench/baseline.json, half a minute"
 	@echo "make docs       write docs/configuration.md anew from the code"
 	@echo "make clean      remove all that these commands made in this folder"
 
@@ -47,6 +49,11 @@ test test-pure: $(VENV)/openbr.stamp $(VENV)/test.stamp
 	OPENBR_TEST_MODELS="$${OPENBR_TEST_MODELS:-$(CURDIR)/.cache/openbr-test-models}" \
 	OPENBR_BROWSER="$$browser" $(run_tests) -m pytest $(ARGS)
 
+test-debug: $(VENV)/openbr.stamp $(VENV)/test.stamp
+	@if [ -s $(VENV)/can-compile ]; then \
+	$(python) tools/debug.py build/debug -m pytest tests/native $(ARGS); \
+	else echo "openbr: nothing can be compiled here, so there is nothing to debug"; fi
+
 check: $(VENV)/openbr.stamp $(VENV)/test.stamp
 	$(python) -m ruff format --check
 	$(python) -m ruff check
@@ -62,6 +69,9 @@ build: $(VENV)/openbr.stamp $(VENV)/test.stamp
 
 bench: $(VENV)/openbr.stamp $(VENV)/bench.stamp
 	@$(python) bench/run.py $(ARGS)
+
+bench-check: $(VENV)/openbr.stamp $(VENV)/bench.stamp
+	@$(python) bench/run.py --check --quick --only lru arena pool json hash
 
 docs: $(VENV)/openbr.stamp
 	@$(python) tools/reference.py

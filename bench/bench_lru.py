@@ -27,10 +27,11 @@ COLUMNS = ("get 1k", "get 100k", "set+evict 1k", "Zipf mix", "bytes/entry")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """`make(entries)` -> (get, set). `get` of a missing key gives None."""
+    """`make(entries)` -> (get, set). `get` of a missing key gives None. `every`: see Case."""
 
     make: Callable[[int], tuple[Callable[[str], Any], Callable[[str, Any], Any]]]
     is_bounded: bool = True
+    every: int = 1
 
 
 def make_dict(entries: int) -> Any:
@@ -115,12 +116,12 @@ PEERS = {
     "openbr TTL, sieve": Peer(
         make=make_openbr("native", ttl_s=3600, policy="sieve"), is_bounded=False
     ),
-    "openbr TTL, pure twin": Peer(make=make_openbr("pure", ttl_s=3600)),
+    "openbr TTL, pure twin": Peer(make=make_openbr("pure", ttl_s=3600), every=10),
     "cachebox LRU": Peer(make=make_cachebox("LRUCache")),
     "cachebox TTL": Peer(make=make_cachebox("TTLCache", 3600), is_bounded=False),
     "lru-dict": Peer(make=make_lru_dict),
     "functools.lru_cache": Peer(make=make_lru_cache, is_bounded=False),
-    "cachetools TTL + Lock": Peer(make=make_cachetools),
+    "cachetools TTL + Lock": Peer(make=make_cachetools, every=10),
 }
 
 
@@ -179,8 +180,18 @@ def measure_gets(peers: dict[str, Peer], entries: int, calls: int, rounds: int) 
         for key in keys:
             put(key, 1)
         assert all(get(key) == 1 for key in keys), name
-        cases[name] = Case(run=repeat_get(get, requests), calls=calls)
+        cases[name] = Case(run=repeat_get(get, requests), calls=calls, every=peer.every)
     return measure(cases, rounds)
+
+
+def measure_large_gets(peers: dict[str, Peer], options: Options) -> dict[str, float]:
+    """Each cache made three times: which pages it gets, so how well they share the CPU's caches,
+    is luck, and weighs as much as what is compared here."""
+    best: dict[str, float] = {}
+    for _ in range(3):
+        for name, taken in measure_gets(peers, LARGE, LARGE, options.rounds(20)).items():
+            best[name] = min(taken, best.get(name, taken))
+    return best
 
 
 def measure_sets(peers: dict[str, Peer], rounds: int) -> dict[str, float]:
@@ -190,7 +201,7 @@ def measure_sets(peers: dict[str, Peer], rounds: int) -> dict[str, float]:
     for name, peer in peers.items():
         if name != "dict, unbounded (the limit)":
             _, put = peer.make(SMALL)
-            cases[name] = Case(run=repeat_set(put, keys), calls=len(keys))
+            cases[name] = Case(run=repeat_set(put, keys), calls=len(keys), every=peer.every)
     return measure(cases, rounds)
 
 
@@ -201,7 +212,8 @@ def measure_mix(peers: dict[str, Peer], rounds: int) -> dict[str, float]:
     for name, peer in peers.items():
         if name != "functools.lru_cache":
             get, put = peer.make(SMALL)
-            cases[name] = Case(run=repeat_mix(get, put, requests), calls=len(requests))
+            run = repeat_mix(get, put, requests)
+            cases[name] = Case(run=run, calls=len(requests), every=peer.every)
     return measure(cases, rounds)
 
 
@@ -239,20 +251,23 @@ def measure_memory(name: str) -> float | None:
 def run(options: Options) -> list[Table]:
     peers = find_available(options.say)
     options.say("lru: get, 1,000 entries")
-    small = measure_gets(peers, SMALL, 10 * SMALL, options.rounds(150))
+    small = measure_gets(peers, SMALL, 10 * SMALL, options.rounds(300))
     options.say("lru: get, 100,000 entries")
-    large = measure_gets(peers, LARGE, LARGE, options.rounds(30))
+    large = measure_large_gets(peers, options)
     options.say("lru: set and evict")
-    sets = measure_sets(peers, options.rounds(100))
+    sets = measure_sets(peers, options.rounds(300))
     options.say("lru: Zipf mix")
-    mixes = measure_mix(peers, options.rounds(60))
+    mixes = measure_mix(peers, options.rounds(200))
+    ours, limit = "openbr TTL", "dict, unbounded (the limit)"
     rows = []
     for name in peers:
-        options.say(f"lru: memory, {name}")
         timed = [results.get(name) for results in (small, large, sets, mixes)]
-        rows.append(Row(name=name, cells=(*timed, measure_memory(name))))
+        memory = None
+        if name == ours or not options.quick:
+            options.say(f"lru: memory, {name}")
+            memory = measure_memory(name)
+        rows.append(Row(name=name, cells=(*timed, memory)))
     table = Table(title="Cache, str keys", unit="ns a call", columns=COLUMNS, rows=rows)
-    ours, limit = "openbr TTL", "dict, unbounded (the limit)"
 
     def ratio(above: str, below: str, column: str) -> float | None:
         return divide(table.cell(above, column), table.cell(below, column))
@@ -285,6 +300,10 @@ def run(options: Options) -> list[Table]:
                 name="cachetools TTL + Lock / ours, get 1k",
                 value=ratio("cachetools TTL + Lock", ours, "get 1k"),
                 target=25,
+            ),
+            Ratio(
+                name="cachebox TTL / ours, set+evict",
+                value=ratio("cachebox TTL", ours, "set+evict 1k"),
             ),
             Ratio(
                 name="set+evict",

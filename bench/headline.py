@@ -47,13 +47,14 @@ def change(before: float, after: float) -> str:
 def memory_and_idle(options: Options) -> list[Row]:
     if not sys.platform.startswith("linux"):
         return [Row(name="memory and idle CPU", cells=(None, None, None), note="needs /proc")]
-    from bench_process import BARE, gateway, measure_idle, program, read_size, running
+    from bench_process import measure_idle
+    from servers import bare_uvicorn, gateway, read_size, running
 
     options.say("headline: memory and idle CPU")
     seconds = 5.0 if options.quick else 20.0
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(program(BARE)) as bare,
+        running(bare_uvicorn(b"{}")) as bare,
         running(gateway(Path(folder), 9)) as ours,
     ):
         pids = (bare.pid, ours.pid)

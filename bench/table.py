@@ -16,9 +16,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`quick`: fewer rounds, for a look rather than a result. `say` shows progress."""
+    """`quick`: fewer rounds, for a look rather than a result. `peers`: other gateways too. `say`
+    shows progress."""
 
     quick: bool = False
+    peers: bool = False
     say: Callable[[str], None] = lambda text: None
 
     def rounds(self, usual: int) -> int:

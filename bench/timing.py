@@ -17,11 +17,16 @@ from time import monotonic, perf_counter_ns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """`run` does `calls` calls. `between` puts things back, outside of the measured time."""
+    """`run` does `calls` calls. `between` puts things back, outside of the measured time.
+
+    `every`: in which rounds it runs; more than 1 for one that is slow and steady, so that the
+    others get more rounds in the same time.
+    """
 
     run: Callable[[], object]
     calls: int
     between: Callable[[], object] | None = None
+    every: int = 1
 
 
 def measure(cases: Mapping[str, Case], rounds: int, least_s: float = 0.0) -> dict[str, float]:
@@ -38,9 +43,11 @@ def measure(cases: Mapping[str, Case], rounds: int, least_s: float = 0.0) -> dic
     number, end = -1, monotonic() + least_s
     try:
         while number < rounds or monotonic() < end:
-            number += 1  # round 0 warms up
+            number += 1  # round 0 warms up, all of them
             for name in names:
                 case = cases[name]
+                if number and (number - 1) % case.every:
+                    continue
                 start = perf_counter_ns()
                 case.run()
                 taken = perf_counter_ns() - start
