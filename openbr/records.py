@@ -137,7 +137,8 @@ class Answer(msgspec.Struct, kw_only=True):
 
     Mutable by design: one is made for each attempt and filled in by the provider's stream.
     `upstream_model` is the name the upstream itself reported, which may be a dated variant.
-    `cache` is the value of x-openbr-cache: hit, miss, join or bypass.
+    `cache` is the value of x-openbr-cache: hit, miss, join or bypass. `is_sound`: whether every
+    choice came to an end of its own, not to a limit; None until a whole body has told it.
     """
 
     deployment: Deployment
@@ -147,3 +148,4 @@ class Answer(msgspec.Struct, kw_only=True):
     fallback: str | None = None
     ttft_s: float | None = None
     cache: str = "bypass"
+    is_sound: bool | None = None

@@ -44,6 +44,7 @@ class KeptAnswer(msgspec.Struct, gc=False):
     usage_event: bytes = b""
     body: bytes = b""
     kept_at: float = 0.0
+    is_sound: bool | None = None
 
     @classmethod
     def of(
@@ -65,6 +66,7 @@ class KeptAnswer(msgspec.Struct, gc=False):
             tail_bytes=tail_bytes,
             usage_event=usage_event,
             body=body,
+            is_sound=answer.is_sound,
         )
 
     @property
@@ -74,6 +76,8 @@ class KeptAnswer(msgspec.Struct, gc=False):
 
     def is_whole(self) -> bool:
         """Whether every choice came to a sound end of its own, and not to a limit."""
+        if self.is_sound is not None:
+            return self.is_sound  # its adapter has looked already
         if self.events:
             return has_sound_end(self.events, self.finish_reason)
         return has_sound_end_body(self.body)

@@ -16,14 +16,12 @@ from typing import Any
 
 import msgspec
 
+from openbr.providers.openai_wire import SOUND
 from openbr.records import Usage
 
 Tree = dict[str, Any]
 
 DONE = b"data: [DONE]\n\n"
-SOUND = frozenset({"stop", "tool_calls", "function_call"})
-"""Finish reasons of an answer that ended by itself. The others cut it: length, content_filter."""
-
 _OF_AN_EVENT = frozenset({"choices", "usage", "object", "obfuscation"})
 _ONCE = frozenset({"role", "id", "type", "name", "format"})
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)

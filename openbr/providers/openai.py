@@ -165,14 +165,15 @@ class OpenAIProvider(Provider):
         """
         fields: dict[str, Any] = {**request.fields, "model": deployment.upstream_model}
         asked = fields.get("stream_options")
-        if self._tells_usage and not request.include_usage:
+        is_ours = asked is None and self._tells_usage
+        if self._tells_usage:
             fields["stream_options"] = ask_for_usage(asked)
         try:
             return await self._ask(
                 b"POST", b"/chat/completions", encode(fields), self._stream_timeouts
             )
         except UpstreamRejectedError as exc:
-            if asked is not None or not self._tells_usage or "stream_options" not in exc.message:
+            if not is_ours or "stream_options" not in exc.message:
                 raise
         self._tells_usage = False
         del fields["stream_options"]

@@ -19,6 +19,8 @@ from openbr.records import Answer, Deployment, Model, Usage
 from openbr.secret import Secret
 
 DONE = b"[DONE]"
+SOUND = frozenset({"stop", "tool_calls", "function_call"})
+"""Finish reasons of an answer that ended by itself. The others cut it: length, content_filter."""
 _MAX_NAMES = 256
 
 
@@ -163,13 +165,18 @@ def read_completion(
         ) from exc
     if read.error is not None:
         raise refusal(error_status(read.error), body, (), provider=provider, key=key)
-    if not read.choices:
+    choices, usage = read.choices, read.usage
+    if not choices:
         raise UpstreamProtocolError(f"{provider} answered without any choice", provider=provider)
+    reason = choices[0].finish_reason
     answer = Answer(
         deployment=deployment,
         upstream_model=read.model,
-        finish_reason=read.choices[0].finish_reason,
-        usage=read.usage.record() if read.usage is not None else None,
+        finish_reason=reason,
+        usage=None if usage is None else usage.record(),
+        is_sound=reason in SOUND
+        if len(choices) == 1
+        else all(choice.finish_reason in SOUND for choice in choices),
     )
     if read.model is None:  # it has none, or null
         body = encode({**decode_fields(body), "model": deployment.model})
