@@ -166,9 +166,9 @@ class App:
         path: str = scope["path"]
         method: str = scope["method"]
         head = read_head(scope["headers"])
-        self._hosts.check(head, _local_address(scope), method)
+        self._hosts.check(head, _address(scope.get("server")), method)
         if path.startswith("/v1/"):
-            caller = self.auth.identify(head, _peer(scope))
+            caller = self.auth.identify(head, _address(scope.get("client")) or "")
             exchange = Exchange(scope, receive, send, head, caller, request_id)
             return self._serve_v1(exchange, path, method)
         if path in ("/healthz", "/readyz"):
@@ -222,7 +222,7 @@ class App:
         caller: Caller | None = None
         if not path.startswith(_OPEN_PAGES):
             try:
-                caller = self.auth.identify(head, _peer(scope))
+                caller = self.auth.identify(head, _address(scope.get("client")) or "")
             except AuthenticationError:
                 if scope["method"] != "GET" or path.startswith("/api/"):
                     raise
@@ -277,6 +277,7 @@ class App:
                 auth=self.auth,
                 started_at=self._started_at,
             )
+            self.memory.add("fragments", self._pages.state.parts.fragments.kept)
         return self._pages
 
 
@@ -317,15 +318,8 @@ def _is_this_machine(base_url: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _local_address(scope: Scope) -> str | None:
-    server = scope.get("server")
-    return server[0] if server else None
-
-
-def _peer(scope: Scope) -> str:
-    """The caller's address, an IPv4 in IPv6 form as IPv4, so that failures count once."""
-    client = scope.get("client")
-    return client[0].removeprefix("::ffff:") if client else ""
+def _address(end: tuple[str, int | None] | None) -> str | None:
+    return end[0] if end else None
 
 
 def _wrong_method(

@@ -138,11 +138,10 @@ class Auth:
     """Threads: event loop only. `required` is decided at start by mode and bind."""
 
     def __init__(
-        self, store: Store, *, required: bool, clock: Callable[[], float] = time.monotonic
+        self, store: Store, *, required: bool, clock: Callable[[], float] | None = None
     ) -> None:
         self.required = required
         self._store = store
-        self._clock = clock
         self._callers = create_cache(max_entries=1024, ttl_s=_RECHECK_S, clock=clock)
         self._failures = create_cache(max_entries=4096, ttl_s=FAILURE_WINDOW_S, clock=clock)
         self._touched = create_cache(max_entries=1024, ttl_s=_TOUCH_S, clock=clock)
@@ -233,6 +232,7 @@ class Auth:
         return _caller(self._store.read(keys.get, key_id)) if key_id is not None else None
 
     def _failed(self, address: str) -> None:
+        address = address.removeprefix("::ffff:")  # an IPv4 in IPv6 form counts with itself
         count = self._failures.get(address) or 0
         if count >= MAX_FAILURES:
             raise RateLimitedError(

@@ -25,6 +25,7 @@ from openbr.stream import relay
 
 _FORBIDDEN = frozenset({"api_base", "base_url", "api_key", "extra_headers"})
 _EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+_MAX_MADE = 256
 _NO_CACHE = (b"cache-control", b"no-cache")
 _NO_BUFFER = (b"x-accel-buffering", b"no")
 _CACHE = {word: (b"x-openbr-cache", word.encode()) for word in ("hit", "miss", "join", "bypass")}
@@ -35,9 +36,9 @@ class _StreamOptions(msgspec.Struct):
 
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_text = msgspec.json.Decoder(str).decode
 # What each read field must be; the decoder's own message says what was found instead.
 _TYPES: Mapping[str, Any] = {
+    "model": msgspec.json.Decoder(str).decode,
     "stream": msgspec.json.Decoder(bool | None).decode,
     "temperature": msgspec.json.Decoder(float | None).decode,
     "top_p": msgspec.json.Decoder(float | None).decode,
@@ -56,6 +57,7 @@ class ChatEndpoint:
     def __init__(self, gateway: Gateway, limits: LimitsConfig) -> None:
         self._gateway = gateway
         self._limits = limits
+        self._told = Told()
 
     async def __call__(self, exchange: Exchange) -> None:
         received_at = time.monotonic()
@@ -68,14 +70,16 @@ class ChatEndpoint:
         )
         if not request.stream:
             completion = await self._gateway.complete(request, exchange.caller)
-            await send_json(exchange, completion.body, headers=_headers(completion.answer))
+            await send_json(
+                exchange, completion.body, headers=self._told.headers(completion.answer)
+            )
             return
         stream = await self._gateway.chat(request, exchange.caller)
         request_id = (b"x-request-id", exchange.request_id.encode())
         await relay(
             stream,
             exchange.send,
-            [_EVENT_STREAM, _NO_CACHE, _NO_BUFFER, request_id, *_headers(stream.answer)],
+            [_EVENT_STREAM, _NO_CACHE, _NO_BUFFER, request_id, *self._told.headers(stream.answer)],
             _error_event,
         )
 
@@ -100,20 +104,24 @@ def parse_request(
     if not _FORBIDDEN.isdisjoint(fields):
         name = min(_FORBIDDEN.intersection(fields))
         raise InvalidRequestError(f"{name} cannot be chosen by a request", param=name)
-    raw_model = fields.get("model")
-    if raw_model is None:
-        raise InvalidRequestError(
-            'model is missing: send a model of /v1/models, or "default"', param="model"
-        )
-    model = _read("model", raw_model, _decode_text)
-    if not model:
-        raise InvalidRequestError("model is empty", param="model")
-    _check_messages(fields.get("messages"))
     said: dict[str, Any] = {}
-    for name, raw in fields.items():
-        decode = _TYPES.get(name)
-        if decode is not None:
-            said[name] = _read(name, raw, decode)
+    name = ""
+    try:
+        for name, raw in fields.items():
+            decode = _TYPES.get(name)
+            if decode is not None:
+                said[name] = decode(raw)
+    except _UNREADABLE as exc:
+        raise InvalidRequestError(f"{name}: {_why(exc)}", param=name) from exc
+    model = said.get("model")
+    if not model:
+        raise InvalidRequestError(
+            'model is missing: send a model of /v1/models, or "default"'
+            if model is None
+            else "model is empty",
+            param="model",
+        )
+    _check_messages(fields.get("messages"))
     options = said.get("stream_options")
     return ChatRequest(
         model=model,
@@ -152,13 +160,6 @@ def _check_messages(raw: msgspec.Raw | None) -> None:
         raise InvalidRequestError("messages must hold objects", param="messages[0]")
 
 
-def _read(name: str, raw: msgspec.Raw, decode: Any) -> Any:
-    try:
-        return decode(raw)
-    except _UNREADABLE as exc:
-        raise InvalidRequestError(f"{name}: {_why(exc)}", param=name) from exc
-
-
 def _why(exc: Exception) -> str:
     if isinstance(exc, RecursionError):
         return "nested too deeply"
@@ -167,19 +168,29 @@ def _why(exc: Exception) -> str:
     return str(exc)
 
 
-def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
-    deployment = answer.deployment
-    headers = [
-        (b"x-openbr-model", _text(deployment.model)),
-        (b"x-openbr-provider", _text(deployment.provider)),
-        _CACHE[answer.cache],
-    ]
-    said = answer.upstream_model
-    if said is not None and said != deployment.upstream_model:
-        headers.append((b"x-openbr-upstream-model", _text(said)))
-    if answer.fallback is not None:
-        headers.append((b"x-openbr-fallback", answer.fallback.encode()))
-    return headers
+class Told:
+    """The headers that say who answered. Those of a deployment are made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[tuple[bytes, bytes], tuple[bytes, bytes]]] = {}
+
+    def headers(self, answer: Answer) -> list[tuple[bytes, bytes]]:
+        deployment = answer.deployment
+        made = self._made.get(deployment.model)
+        if made is None:
+            if len(self._made) >= _MAX_MADE:  # names of models may come from callers
+                self._made.clear()
+            made = self._made[deployment.model] = (
+                (b"x-openbr-model", _text(deployment.model)),
+                (b"x-openbr-provider", _text(deployment.provider)),
+            )
+        headers = [*made, _CACHE[answer.cache]]
+        said = answer.upstream_model
+        if said is not None and said != deployment.upstream_model:
+            headers.append((b"x-openbr-upstream-model", _text(said)))
+        if answer.fallback is not None:
+            headers.append((b"x-openbr-fallback", answer.fallback.encode()))
+        return headers
 
 
 def _text(value: str) -> bytes:

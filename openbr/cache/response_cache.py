@@ -238,16 +238,13 @@ class ResponseCache:
             return  # a newer one was asked for, and its answer will be the one to keep
         del self._flights[flight.name]
         kept = flight.landed
-        if (
-            kept is not None
-            and kept.size <= self._max_entry
-            and kept.fallback is None
-            and kept.deployment == flight.deployment
-            and kept.is_whole()
-        ):
+        if kept is None or kept.fallback is not None or kept.deployment != flight.deployment:
+            return
+        size = kept.size
+        if size <= self._max_entry and kept.is_whole():
             kept.kept_at = self._clock()
             key = flight.name[0]
-            self._put(key, kept)
+            self._kept.set(key, kept, size=size)
             if self._disk is not None:
                 self._disk.keep(key, kept)
 
@@ -267,6 +264,7 @@ class ResponseCache:
         return both
 
     def _put(self, key: bytes, kept: KeptAnswer) -> None:
+        """Keep what was kept before for the rest of its life."""
         left_s = kept.kept_at + self._ttl_s - self._clock()
         if left_s > 0 and kept.size <= self._max_entry:
             self._kept.set(key, kept, ttl_s=left_s, size=kept.size)
