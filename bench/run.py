@@ -45,6 +45,7 @@ BENCHES = {
     "json": "bench_json",
     "hash": "bench_hash",
     "receive": "bench_receive",
+    "walk": "bench_walk",
     "cache": "bench_cache",
     "process": "bench_process",
     "gateway": "bench_gateway",
