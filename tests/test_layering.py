@@ -48,7 +48,7 @@ ROOMS = (
 )
 RANK = {name: rank for rank, (name, _) in enumerate(ROOMS)}
 # Inside providers/: the table of adapters, the adapters, then what they share.
-SHARED_BY_ADAPTERS = ("openai_wire", "framing", "base")
+SHARED_BY_ADAPTERS = ("openai_wire", "framing", "local_process", "base")
 
 # A child process, started by path and never imported: it alone loads the language model.
 WORKER = "openbr.providers.local_worker"

@@ -12,15 +12,9 @@ ends with the gateway, after `idle_unload_s` without a request, or when it is as
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
-import json
 import logging
 import os
-import re
-import secrets
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,18 +30,12 @@ from openbr.errors import (
 )
 from openbr.library import Library, ModelFile
 from openbr.providers.base import ChatStream, Completion, Provider
+from openbr.providers.local_process import LOCAL, Worker, unavailable
 from openbr.records import ChatRequest, Deployment, Model
 
 LOAD_S = 120.0
 SWITCH_S = 60.0
-_REAP_S = 1.0
-_TAIL_BYTES = 4096
-_WORKER = Path(__file__).with_name("local_worker.py")
-# What a request leaves open. Its makers advise these for SmolLM2-135M (model card, "How to use"):
-# it names the capital of Brazil 17 times of 20, with llama.cpp's 0.8 and 0.95 12 times.
-_SAMPLING: Mapping[str, Mapping[str, float]] = {"smollm2-135m": {"temp": 0.2, "top_p": 0.9}}
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_LOG_LINE = re.compile(r" E +\S* *(?:\w+: )?(.*\S)")
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +50,7 @@ class LocalProvider(Provider):
     reaches it. `load_s` bounds a load, `switch_s` the wait for another model's answers.
     """
 
-    name = "local"
+    name = LOCAL
     kind = "local"
     is_local = True
 
@@ -84,7 +72,7 @@ class LocalProvider(Provider):
         self._switch_s = switch_s
         self._packages: str | None = None
         self._turn = asyncio.Lock()
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self._loading: asyncio.Task[None] | None = None
         self._wanted = 0
         self._idle: asyncio.TimerHandle | None = None
@@ -117,7 +105,7 @@ class LocalProvider(Provider):
         return self._library.find(upstream_model) is not None
 
     async def fetch_models(self) -> tuple[Model, ...]:
-        self._refuse_unavailable()
+        self._refuseunavailable()
         return tuple(
             Model(
                 provider=self.name,
@@ -159,12 +147,12 @@ class LocalProvider(Provider):
         if self._worker is not None:
             await self._worker.kill()
 
-    async def _lease(self, name: str) -> _Worker:
+    async def _lease(self, name: str) -> Worker:
         """A child that serves this model; `_release` it. Raises: UpstreamError."""
-        self._refuse_unavailable()
+        self._refuseunavailable()
         file = self._library.find(name)
         if file is None:
-            raise _unavailable(f"there is no local model {name}: run `openbr models list`")
+            raise unavailable(f"there is no local model {name}: run `openbr models list`")
         self._wanted += 1
         self._disarm()
         try:
@@ -179,7 +167,7 @@ class LocalProvider(Provider):
             self._leave()
             raise
 
-    def _release(self, worker: _Worker) -> None:
+    def _release(self, worker: Worker) -> None:
         worker.give_back()
         self._leave()
 
@@ -187,7 +175,7 @@ class LocalProvider(Provider):
         self._wanted -= 1
         self._arm()
 
-    async def _unload(self, worker: _Worker, for_file: ModelFile) -> None:
+    async def _unload(self, worker: Worker, for_file: ModelFile) -> None:
         """Wait for the running answers, then end the child."""
         try:
             async with asyncio.timeout(self._switch_s):
@@ -207,18 +195,18 @@ class LocalProvider(Provider):
             task.cancel()
             await asyncio.wait([task])
 
-    async def _ready(self, file: ModelFile) -> _Worker:
+    async def _ready(self, file: ModelFile) -> Worker:
         """The child of this file, ready. A caller who leaves does not end the load of others."""
         worker = self._worker
         if worker is None or not worker.is_alive:
-            worker = self._worker = _Worker(file, self._packages or "", self._environment)
+            worker = self._worker = Worker(file, self._packages or "", self._environment)
             self._loading = asyncio.get_running_loop().create_task(self._load(worker))
             self._loading.add_done_callback(_retrieve)
         if self._loading is not None:
             await asyncio.shield(self._loading)
         return worker
 
-    async def _load(self, worker: _Worker) -> None:
+    async def _load(self, worker: Worker) -> None:
         started = time.monotonic()
         file = worker.file
         try:
@@ -239,7 +227,7 @@ class LocalProvider(Provider):
         logger.info("%s loaded in %.2f s, process %s", file.name, took, worker.pid)
         self._arm()
 
-    async def _explain(self, worker: _Worker, error: UpstreamError) -> NoReturn:
+    async def _explain(self, worker: Worker, error: UpstreamError) -> NoReturn:
         """Give back the lease and raise: the child's end, if that is what it was."""
         try:
             alive = await worker.outlived(error)
@@ -268,9 +256,9 @@ class LocalProvider(Provider):
             logger.info("%s was idle: its process %s ends", worker.file.name, worker.pid)
             self._unloading = asyncio.get_running_loop().create_task(worker.kill())
 
-    def _refuse_unavailable(self) -> None:
+    def _refuseunavailable(self) -> None:
         if (reason := self.available()) is not None:
-            raise _unavailable(reason)
+            raise unavailable(reason)
 
     def _find_packages(self) -> str | None:
         """The folder that holds xllamacpp, found without importing it."""
@@ -290,143 +278,15 @@ class LocalProvider(Provider):
         return self._config.threads or max(1, cores - 1)
 
 
-class _Worker:
-    """One child process for one model file. Made, started once, killed once."""
-
-    adapter: Provider
-
-    def __init__(self, file: ModelFile, packages: str, environment: Mapping[str, str]) -> None:
-        self.file = file
-        self.key = secrets.token_hex(32)
-        self.pid: int | None = None
-        self.is_ready = False
-        self.unused = asyncio.Event()
-        self.unused.set()
-        self._leases = 0
-        self._packages = packages
-        self._environment = environment
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._tail = b""
-        self._killed = False
-
-    @property
-    def is_alive(self) -> bool:
-        """Also true before it started: then it is about to."""
-        if self._killed:
-            return False
-        return self._process is None or self._process.returncode is None
-
-    def take(self) -> None:
-        self._leases += 1
-        self.unused.clear()
-
-    def give_back(self) -> None:
-        self._leases -= 1
-        if not self._leases:
-            self.unused.set()
-
-    async def start(self, context: int, threads: int) -> str:
-        """Start it and wait until it serves; returns its base_url. Raises: UpstreamError."""
-        order = {
-            "model": str(self.file.path.absolute()),
-            "alias": self.file.name,
-            "context": context,
-            "threads": threads,
-            "key": self.key,
-            "parent": os.getpid(),
-            "packages": self._packages,
-            "sampling": _SAMPLING.get(self.file.name, {}),
-        }
-        pipe = asyncio.subprocess.PIPE
-        try:
-            self._process = process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", str(_WORKER)),
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env=dict(self._environment),
-                start_new_session=True,
-            )
-        except OSError as exc:
-            raise _unavailable(f"the local model's process cannot be started: {exc}") from exc
-        self.pid = process.pid
-        self._reader = asyncio.get_running_loop().create_task(self._keep_tail(process))
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(order).encode() + b"\n")
-        said = await process.stdout.readline()
-        answer = json.loads(said) if said.endswith(b"\n") else {}
-        if "port" not in answer:
-            await self.kill()
-            raise UpstreamUnavailableError(
-                f"the local model {self.file.name} could not be loaded: "
-                f"{self._last_error() or answer.get('error') or self._end()}",
-                provider=LocalProvider.name,
-            )
-        return f"http://127.0.0.1:{int(answer['port'])}/v1"
-
-    async def kill(self) -> None:
-        """End it at once; it holds nothing that would be lost. Idempotent."""
-        self._killed = True
-        process = self._process
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
-        if self._reader is not None:
-            await self._reader
-
-    async def outlived(self, error: UpstreamError) -> bool:
-        """Whether it lives. A broken conversation may be the first sign that it does not."""
-        refused = (error.upstream_status or 200) >= 400 or isinstance(error, UpstreamTimeoutError)
-        if not refused and self._process is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_REAP_S):
-                    await self._process.wait()
-        return self.is_alive
-
-    def epitaph(self) -> str:
-        error = self._last_error()
-        because = f": {error}" if error else ""
-        return (
-            f"the local model {self.file.name} stopped unexpectedly ({self._end()}){because}; "
-            "the next request starts it again"
-        )
-
-    def _end(self) -> str:
-        code = self._process.returncode if self._process is not None else None
-        if code is None or code >= 0:
-            return f"exit code {code}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return name + (", out of memory?" if name == "SIGKILL" else "")
-
-    def _last_error(self) -> str:
-        """The first of the last errors that llama.cpp logged: the others follow from it."""
-        found = _LOG_LINE.search(self._tail.decode("utf-8", "replace"))
-        return found[1][:300] if found else ""
-
-    async def _keep_tail(self, process: asyncio.subprocess.Process) -> None:
-        """What llama.cpp logs: the last of it, in memory, for the words of an error."""
-        assert process.stderr is not None
-        while data := await process.stderr.read(_TAIL_BYTES):
-            self._tail = (self._tail + data)[-_TAIL_BYTES:]
-
-
 class _LeasedStream(ChatStream):
     """The child's stream; the child is not stopped while it lasts."""
 
     def __init__(
-        self, inner: ChatStream, worker: _Worker, release: Callable[[_Worker], None]
+        self, inner: ChatStream, worker: Worker, release: Callable[[Worker], None]
     ) -> None:
         self._inner = inner
         self._worker = worker
-        self._release: Callable[[_Worker], None] | None = release
+        self._release: Callable[[Worker], None] | None = release
         self.answer = inner.answer
         self.text = ""
 
@@ -448,10 +308,6 @@ class _LeasedStream(ChatStream):
         release, self._release = self._release, None
         if release is not None:
             release(self._worker)
-
-
-def _unavailable(message: str) -> UpstreamUnavailableError:
-    return UpstreamUnavailableError(message, provider=LocalProvider.name, reason="disabled")
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
