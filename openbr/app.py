@@ -277,7 +277,8 @@ class App:
                 auth=self.auth,
                 started_at=self._started_at,
             )
-            self.memory.add("fragments", self._pages.state.parts.fragments.kept)
+            for name, one in self._pages.state.parts.fragments.caches().items():
+                self.memory.add(name, one)
         return self._pages
 
 

@@ -61,15 +61,16 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     cache_control: str | None = None
 
 
+_HOST, _KEY = 0, 4  # places in a Head
 _WANTED = {
-    b"host": "host",
-    b"origin": "origin",
-    b"sec-fetch-site": "fetch_site",
-    b"sec-fetch-mode": "fetch_mode",
-    b"cookie": "cookie",
-    b"content-length": "content_length",
-    b"content-encoding": "content_encoding",
-    b"cache-control": "cache_control",
+    b"host": _HOST,
+    b"origin": 1,
+    b"sec-fetch-site": 2,
+    b"sec-fetch-mode": 3,
+    b"cookie": 5,
+    b"content-length": 6,
+    b"content-encoding": 7,
+    b"cache-control": 8,
 }
 
 
@@ -78,20 +79,21 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> Head:
 
     Raises: WrongHostError when Host is there twice.
     """
-    found: dict[str, str] = {}
+    found: list[str | None] = [None] * len(Head.__struct_fields__)
     for name, value in headers:
-        field = _WANTED.get(name)
-        if field is not None:
-            if field == "host" and field in found:
+        place = _WANTED.get(name)
+        if place is not None:
+            if place == _HOST and found[_HOST] is not None:
                 raise WrongHostError("two Host headers")
-            found[field] = value.decode("latin-1")
+            found[place] = value.decode("latin-1")
         elif name == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
-                found["key"] = key.strip()
-        elif name == b"x-api-key":
-            found.setdefault("key", value.decode("latin-1").strip())
-    return Head(**found)
+                found[_KEY] = key.strip()
+        elif name == b"x-api-key" and found[_KEY] is None:
+            found[_KEY] = value.decode("latin-1").strip()
+    found[_HOST] = found[_HOST] or ""
+    return Head(*found)  # type: ignore[arg-type]
 
 
 class Hosts:

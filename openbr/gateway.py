@@ -178,24 +178,24 @@ class Walk:
         usage = None if answer is None else answer.usage
         self._usage.record(
             UsageRecord(
-                request_id=request.request_id,
-                created_at=time.time() - total_s,
-                key_id=self._caller.key_id,
-                asked=request.model,
-                model=None if deployment is None else deployment.model,
-                provider=None if deployment is None else deployment.provider,
-                status=status,
-                outcome=outcome,  # type: ignore[arg-type]
-                cache="bypass" if answer is None else answer.cache,  # type: ignore[arg-type]
-                fallback=self.fallback if answer is None else answer.fallback,
-                error=error,
-                is_stream=request.stream,
-                input_tokens=None if usage is None else usage.input_tokens,
-                output_tokens=None if usage is None else usage.output_tokens,
-                cached_tokens=None if usage is None else usage.cached_tokens,
-                queue_s=self._queue_s,
-                ttft_s=None if answer is None else answer.ttft_s,
-                total_s=total_s,
+                request.request_id,
+                time.time() - total_s,
+                request.model,
+                status,
+                outcome,  # type: ignore[arg-type]
+                self._caller.key_id,
+                None if deployment is None else deployment.model,
+                None if deployment is None else deployment.provider,
+                "bypass" if answer is None else answer.cache,  # type: ignore[arg-type]
+                self.fallback if answer is None else answer.fallback,
+                error,
+                request.stream,
+                None if usage is None else usage.input_tokens,
+                None if usage is None else usage.output_tokens,
+                None if usage is None else usage.cached_tokens,
+                self._queue_s,
+                None if answer is None else answer.ttft_s,
+                total_s,
             )
         )
 

@@ -1,7 +1,8 @@
 """The nouns that travel between rooms. Frozen records, no behaviour beyond naming themselves.
 
 In: nothing. Out: records. A dict crosses no room boundary; these do. Those that are made at every
-request are msgspec's structs: made in a quarter of a dataclass's time, and imported in less.
+request are msgspec's structs: made in a quarter of a dataclass's time, and imported in less. Where
+each request makes one, it is made by position: a name costs 60 ns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[str]
 
 
-class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+class Deployment(msgspec.Struct, frozen=True):
     """A provider and its own name for a model: able to answer."""
 
     provider: str
@@ -97,14 +98,14 @@ class InUse:
     retry_in_s: float | None = None
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True):
     """Who is to be asked, best first, never empty; and why the first one is not the preferred."""
 
     deployments: tuple[Deployment, ...]
     fallback: str | None = None
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one completion, as the provider counted them."""
 
     input_tokens: int
@@ -112,7 +113,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ChatRequest(msgspec.Struct, frozen=True):
     """A chat completion as the caller sent it: the few fields that route it, the rest raw.
 
     `fields` holds every top-level field's own bytes, in the caller's order (the last one of
@@ -132,7 +133,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     received_at: float = 0.0
 
 
-class Answer(msgspec.Struct, kw_only=True):
+class Answer(msgspec.Struct):
     """Facts that a completion gathers while it passes: who answers, how it ends, what it used.
 
     Mutable by design: one is made for each attempt and filled in by the provider's stream.

@@ -65,7 +65,7 @@ class Router:
             ranked = self._rank(members)
             skipped = None if ranked[0] == members[0] else self._reason(members[0])
             return Plan(deployments=ranked, fallback=skipped)
-        return Plan(deployments=(self._explicit(model),))
+        return Plan((self._explicit(model),))
 
     def in_use(self, route: str = DEFAULT) -> InUse:
         """What the next message to a route gets, from memory."""

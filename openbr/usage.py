@@ -36,8 +36,9 @@ _MOST_TOKENS = 1_000_000_000
 """Of one request; a count outside is an upstream's nonsense, and is kept as not known."""
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request, ended. The fields are the columns of the table, in its order.
+class UsageRecord(msgspec.Struct, frozen=True, gc=False):
+    """One request, ended. The fields are the columns of the table, in its order; one is made by
+    position for every request, because 18 names would cost ten times as much.
 
     created_at: unix seconds, when it was received. key_id: None without a key. asked: the name that
     the caller sent. model, provider: who answered or was asked last (the full id), None if nobody.
@@ -48,12 +49,12 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     request_id: str
     created_at: float
-    key_id: int | None = None
     asked: str
-    model: str | None = None
-    provider: str | None = None
     status: int
     outcome: Literal["ok", "error", "partial", "cancelled"]
+    key_id: int | None = None
+    model: str | None = None
+    provider: str | None = None
     cache: Literal["hit", "miss", "join", "bypass"] = "bypass"
     fallback: str | None = None
     error: str | None = None

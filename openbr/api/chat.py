@@ -62,12 +62,7 @@ class ChatEndpoint:
     async def __call__(self, exchange: Exchange) -> None:
         received_at = time.monotonic()
         body = await read_body(exchange, self._limits.max_body)
-        request = parse_request(
-            body,
-            exchange.request_id,
-            cache_control=exchange.head.cache_control,
-            received_at=received_at,
-        )
+        request = parse_request(body, exchange.request_id, exchange.head.cache_control, received_at)
         if not request.stream:
             completion = await self._gateway.complete(request, exchange.caller)
             await send_json(
@@ -87,7 +82,6 @@ class ChatEndpoint:
 def parse_request(
     body: bytes,
     request_id: str = "",
-    *,
     cache_control: str | None = None,
     received_at: float = 0.0,
 ) -> ChatRequest:
@@ -124,14 +118,14 @@ def parse_request(
     _check_messages(fields.get("messages"))
     options = said.get("stream_options")
     return ChatRequest(
-        model=model,
-        stream=bool(said.get("stream")),
-        fields=fields,
-        request_id=request_id,
-        is_deterministic=said.get("temperature") == 0 or said.get("seed") is not None,
-        include_usage=options is not None and options.include_usage is True,
-        cache_control=cache_control,
-        received_at=received_at,
+        model,
+        bool(said.get("stream")),
+        fields,
+        request_id,
+        said.get("temperature") == 0 or said.get("seed") is not None,  # is_deterministic
+        options is not None and options.include_usage is True,  # include_usage
+        cache_control,
+        received_at,
     )
 
 

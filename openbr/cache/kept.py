@@ -57,16 +57,17 @@ class KeptAnswer(msgspec.Struct, gc=False):
         body: bytes = b"",
     ) -> KeptAnswer:
         return cls(
-            deployment=answer.deployment,
-            upstream_model=answer.upstream_model,
-            finish_reason=answer.finish_reason,
-            usage=answer.usage,
-            fallback=answer.fallback,
-            events=events,
-            tail_bytes=tail_bytes,
-            usage_event=usage_event,
-            body=body,
-            is_sound=answer.is_sound,
+            answer.deployment,
+            answer.upstream_model,
+            answer.finish_reason,
+            answer.usage,
+            answer.fallback,
+            events,
+            tail_bytes,
+            usage_event,
+            body,
+            0.0,
+            answer.is_sound,
         )
 
     @property
@@ -107,12 +108,13 @@ class KeptAnswer(msgspec.Struct, gc=False):
 
     def answer(self, cache: str) -> Answer:
         return Answer(
-            deployment=self.deployment,
-            upstream_model=self.upstream_model,
-            finish_reason=self.finish_reason,
-            usage=self.usage,
-            fallback=self.fallback,
-            cache=cache,
+            self.deployment,
+            self.upstream_model,
+            self.finish_reason,
+            self.usage,
+            self.fallback,
+            None,
+            cache,
         )
 
     def _unreadable(self) -> UpstreamProtocolError:
@@ -125,7 +127,7 @@ class KeptAnswer(msgspec.Struct, gc=False):
 
     def completion(self, cache: str) -> Completion:
         self.make_body()
-        return Completion(body=self.body, answer=self.answer(cache))
+        return Completion(self.body, self.answer(cache))
 
 
 class KeptStream(ChatStream):

@@ -49,7 +49,7 @@ class ChatStream(ABC):
         """Let the upstream go, finished or not. Idempotent."""
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
+class Completion(msgspec.Struct, frozen=True):
     """A whole answer, as the bytes of a chat.completion object."""
 
     body: bytes

@@ -49,9 +49,9 @@ class UsageFields(msgspec.Struct):
     def record(self) -> Usage:
         details = self.prompt_tokens_details
         return Usage(
-            input_tokens=self.prompt_tokens or 0,
-            output_tokens=self.completion_tokens or 0,
-            cached_tokens=(details.cached_tokens or 0) if details else 0,
+            self.prompt_tokens or 0,
+            self.completion_tokens or 0,
+            (details.cached_tokens or 0) if details is not None else 0,
         )
 
 
@@ -169,20 +169,15 @@ def read_completion(
     if not choices:
         raise UpstreamProtocolError(f"{provider} answered without any choice", provider=provider)
     reason = choices[0].finish_reason
-    answer = Answer(
-        deployment=deployment,
-        upstream_model=read.model,
-        finish_reason=reason,
-        usage=None if usage is None else usage.record(),
-        is_sound=reason in SOUND
-        if len(choices) == 1
-        else all(choice.finish_reason in SOUND for choice in choices),
+    answer = Answer(deployment, read.model, reason, None if usage is None else usage.record())
+    answer.is_sound = reason in SOUND and (
+        len(choices) == 1 or all(choice.finish_reason in SOUND for choice in choices)
     )
     if read.model is None:  # it has none, or null
         body = encode({**decode_fields(body), "model": deployment.model})
     else:
         body = name.put(body, read.model)
-    return Completion(body=body, answer=answer)
+    return Completion(body, answer)
 
 
 def ask_for_usage(raw: msgspec.Raw | None) -> msgspec.Raw:

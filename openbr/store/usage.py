@@ -25,12 +25,12 @@ class StoredUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     id: int
     request_id: str
     created_at: float
-    key_id: int | None
     asked: str
-    model: str | None
-    provider: str | None
     status: int
     outcome: str
+    key_id: int | None
+    model: str | None
+    provider: str | None
     cache: str
     fallback: str | None
     error: str | None

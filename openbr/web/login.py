@@ -48,7 +48,7 @@ async def show(request: Request) -> Response:
 
 async def enter(request: Request) -> Response:
     form = await read_form(request)
-    address = request.client.host.removeprefix("::ffff:") if request.client else ""
+    address = request.client.host if request.client else ""
     try:
         value = await parts_of(request).auth.login(form.get("key", ""), address)
     except OpenbrError as exc:

@@ -3,14 +3,16 @@
 In: the catalogue and the route, from memory. Out: the page, or the parts of it that can change.
 The rules that live only here: no page waits for a provider (only the fragment that replaces the
 first skeleton does, 2 s at most); opening a page writes nothing; a poll that would show the same
-answers 304.
+answers 304, and knows it before it has made a row; the list, which no clock is part of, is drawn
+again only when it says something else.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -20,7 +22,9 @@ from starlette.routing import BaseRoute, Route
 from openbr.errors import InvalidRequestError, OpenbrError
 from openbr.records import Model, ProviderState
 from openbr.secret import ADMIN
-from openbr.web.in_use import InUseView, short, view_in_use
+from openbr.web.formats import moment
+from openbr.web.fragments import Html
+from openbr.web.in_use import InUseView, describe, short, view_in_use
 from openbr.web.page import Page, caller_of, parts_of, read_form, require_scope
 from openbr.web.reasons import N_, REASONS, Reason
 from openbr.web.render import is_htmx, language_of, pill_tag, render
@@ -106,7 +110,7 @@ async def show_in_use(request: Request) -> Response:
     if not is_htmx(request):
         return RedirectResponse("/ui/models", status_code=303)
     parts_of(request).catalogue.refresh(forced=False)
-    tag = pill_tag(parts_of(request))
+    tag = pill_tag(parts_of(request), language_of(request))
     if request.headers.get("hx-ptag") == tag:
         return Response(status_code=304)
     return render(
@@ -133,7 +137,12 @@ def _render(
     status: int = 200,
 ) -> Response:
     headers = {"hx-ptag": context["tag"]} if request.method == "GET" and is_htmx(request) else {}
-    more = {"announcement": announcement, "answered": answered, "notice": notice}
+    more = {
+        "announcement": announcement,
+        "answered": answered,
+        "notice": notice,
+        "model_list": draw_list(parts_of(request), context),
+    }
     return render(
         request,
         "pages/models.html",
@@ -158,31 +167,56 @@ def _failed(request: Request, query: str, error: OpenbrError) -> Response:
 
 
 def build_context(request: Request, query: str, *, asked_now: bool = False) -> dict[str, Any]:
-    """What the page and its fragments show, all from memory."""
+    """What the page and its fragments show, all from memory; the rows are for `draw_list`."""
     parts = parts_of(request)
+    language, now = language_of(request), parts.now()
     providers = parts.catalogue.providers()
-    view = view_in_use(parts)
-    groups = build_groups(providers, view, query)
+    loading = any(p.state == "loading" for p in providers)
+    view = describe(parts.router.in_use(), loading=loading)
+    may_choose = ADMIN in caller_of(request).scopes
+    say = partial(moment, language, now=now)
+    list_facts = (
+        *("model_list", language.code, parts.pages.static.version("icons.svg"), may_choose, query),
+        *_list_facts(parts.catalogue.version, providers, view, say),
+    )
     ages = [p.age_s for p in providers if p.age_s is not None and p.reason is None]
     oldest_s = max(ages, default=None)
     is_old = oldest_s is not None and oldest_s > FRESH_FOR_EYES_S
     renewing = any(p.refreshing for p in providers) and (is_old or asked_now)
     return {
         "page": "models",
+        "language": language,
+        "now": now,
         "in_use": view,
         "q": query,
-        "groups": groups,
+        "providers": providers,
         "provider_lines": [ProviderLine(provider=p, reason=_reason(p)) for p in providers],
         "total": sum(len(p.models) for p in providers),
-        "shown": sum(len(group.rows) for group in groups),
-        "loading": any(p.state == "loading" for p in providers),
+        "loading": loading,
         "renewing": renewing,
         "oldest_s": oldest_s,
         "chosen_is_local": _is_local(parts, view),
-        "may_choose": ADMIN in caller_of(request).scopes,
+        "may_choose": may_choose,
         "config_path": str(parts.config.path),
-        "tag": page_tag(parts, providers, view, query, renewing),
+        "list_facts": list_facts,
+        "tag": page_tag(list_facts, providers, view, say, renewing),
     }
+
+
+def draw_list(parts: Parts, context: Mapping[str, Any]) -> Html:
+    """The list of models, far the largest part of the page: as it is kept, or drawn now."""
+
+    def draw() -> str:
+        groups = build_groups(context["providers"], context["in_use"], context["q"])
+        # The template is given only what the facts tell of, so that it can say nothing else.
+        names = ("language", "now", "q", "total", "may_choose", "config_path")
+        shown = sum(len(group.rows) for group in groups)
+        own = {name: context[name] for name in names}
+        return parts.pages.render(
+            "fragments/model_list.html", {**own, "groups": groups, "shown": shown}
+        )
+
+    return parts.fragments.find(context["list_facts"], draw)
 
 
 def build_groups(providers: tuple[ProviderState, ...], view: InUseView, query: str) -> list[Group]:
@@ -213,20 +247,38 @@ def build_groups(providers: tuple[ProviderState, ...], view: InUseView, query: s
     return groups
 
 
-def page_tag(
-    parts: Parts,
+def _list_facts(
+    version: int,
     providers: tuple[ProviderState, ...],
     view: InUseView,
-    query: str,
+    say: Callable[[float], str],
+) -> tuple[object, ...]:
+    """What the list says of the models. `version`, the catalogue's, stands for those it has.
+
+    The hour at which a silent provider was last seen goes in as it is said: at midnight it
+    becomes another text.
+    """
+    states = [
+        (p.state, len(p.models), p.reason, say(p.fetched_at) if p.reason and p.fetched_at else None)
+        for p in providers
+    ]
+    return (version, view.chosen, view.in_use.model if view.in_use else None, states)
+
+
+def page_tag(
+    list_facts: tuple[object, ...],
+    providers: tuple[ProviderState, ...],
+    view: InUseView,
+    say: Callable[[float], str],
     renewing: bool,
 ) -> str:
     """A digest of what the page says, ages in steps: the same tag, the same page."""
-    facts = [parts.catalogue.version, parts.router.version, view.kind, view.shown, view.chosen]
-    facts += [query, renewing, _step(view.retry_in_s)]
+    facts = [list_facts, view.kind, view.chosen_at, say(view.chosen_at) if view.chosen_at else None]
+    facts += [renewing, _step(view.retry_in_s)]
     for provider in providers:
         old = provider.age_s if (provider.age_s or 0) > FRESH_FOR_EYES_S else None
         wait = provider.retry_in_s if provider.reason == "quota" else None
-        facts += [provider.state, provider.reason, _step(old), _step(wait)]
+        facts += [_step(old), _step(wait)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

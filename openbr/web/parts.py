@@ -1,8 +1,8 @@
 """The parts that the pages are made of, as app.py built them.
 
 In: the rooms of one gateway. Out: one record on `app.state.parts`. The rule that lives only here:
-what the pages own themselves (templates, running answers) hangs on the same record, so that two
-gateways in a process share nothing.
+what the pages own themselves (templates, kept fragments, running answers) hangs on the same
+record, so that two gateways in a process share nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from openbr.web.fragments import Fragments
 from openbr.web.render import Pages
 from openbr.web.runs import Runs
 
@@ -37,4 +38,5 @@ class Parts:
     started_at: float
     now: Callable[[], float] = time.time
     pages: Pages = field(default_factory=Pages)
+    fragments: Fragments = field(default_factory=Fragments)
     runs: Runs = field(default_factory=Runs)

@@ -125,24 +125,25 @@ def layout(request: Request, *, bare: bool = False) -> dict[str, Any]:
     """What base.html and every fragment may use."""
     parts: Parts = request.app.state.parts
     caller = None if bare else request.scope.get("state", {}).get("caller")
+    language = language_of(request)
     return {
-        "language": language_of(request),
+        "language": language,
         "languages": NAMES,
         "now": parts.now(),
         "menu": MENU,
         "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
         "caller": caller,
         "in_use": view_in_use(parts) if caller is not None else None,
-        "pill_tag": pill_tag(parts) if caller is not None else "",
+        "pill_tag": pill_tag(parts, language) if caller is not None else "",
         "status_words": status_words,
     }
 
 
-def pill_tag(parts: Parts) -> str:
+def pill_tag(parts: Parts, language: Language) -> str:
     """Changes whenever what the pill shows does: the tag that a poll compares."""
     view = view_in_use(parts)
     label = view.reason.label if view.reason else None
-    facts = (view.kind, view.in_use, view.chosen, label)
+    facts = (language.code, view.kind, view.in_use, view.chosen, label)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
