@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -263,8 +262,3 @@ def test_the_bench_tells_what_it_can_do() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert "chat-16" in done.stdout
-
-
-def test_the_upstream_is_kept_in_git(tmp_path: Path) -> None:
-    """C files are ignored, since Cython writes them; this one is ours."""
-    assert "!bench/gateway_upstream.c" in (BENCH.parent / ".gitignore").read_text().split()

@@ -14,12 +14,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = ("*.so", "*.pyd", "*.c", "__pycache__", "*.egg-info", "build", "dist", ".*")
+LEFT_OUT = ("*.so", "*.pyd", "__pycache__", "*.egg-info", "build", "dist", ".*")
+GENERATED = "*.c"  # beside the native modules only: the bench has a source of that kind
 
 
 def copy_tree(target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    anywhere = shutil.ignore_patterns(*LEFT_OUT)
+    generated = shutil.ignore_patterns(GENERATED)
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        found = anywhere(folder, names)
+        return found | generated(folder, names) if folder.endswith("_native") else found
+
+    shutil.copytree(ROOT, target, ignore=left_out)
 
 
 def environment(target: Path) -> dict[str, str]:
