@@ -47,6 +47,7 @@ BENCHES = {
     "receive": "bench_receive",
     "walk": "bench_walk",
     "cache": "bench_cache",
+    "fragments": "bench_fragments",
     "process": "bench_process",
     "gateway": "bench_gateway",
 }

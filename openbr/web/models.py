@@ -216,7 +216,7 @@ def draw_list(parts: Parts, context: Mapping[str, Any]) -> Html:
             "fragments/model_list.html", {**own, "groups": groups, "shown": shown}
         )
 
-    return parts.fragments.find(context["list_facts"], draw)
+    return parts.fragments.html(context["list_facts"], draw)
 
 
 def build_groups(providers: tuple[ProviderState, ...], view: InUseView, query: str) -> list[Group]:
