@@ -42,6 +42,7 @@ class Router:
         self._routes = {route.model: route for route in routes}
         self._local = f"local/{local_model}" if local_model else None
         self._selections = create_cache(max_entries=64, ttl_s=_SELECTION_TTL_S)
+        self._last_read: dict[str, tuple[Selection | None]] = {}
         self.version = 0
 
     def caches(self) -> dict[str, TTLCache[Any, Any]]:
@@ -98,10 +99,20 @@ class Router:
         )
 
     def chosen(self, route: str = DEFAULT) -> Selection | None:
-        """The saved choice; another process's within a second."""
+        """The saved choice; another process's within a second.
+
+        While the store fails it is what was read last: inference goes on without the store.
+        Raises: ServiceUnavailableError when it was never read.
+        """
         found: tuple[Selection | None] | None = self._selections.get(route)
         if found is None:
-            found = (self._store.read(selections.get, route),)
+            try:
+                found = (self._store.read(selections.get, route),)
+            except ServiceUnavailableError:
+                if route not in self._last_read:
+                    raise
+                found = self._last_read[route]
+            self._last_read[route] = found
             self._selections.set(route, found)
         return found[0]
 
@@ -114,6 +125,7 @@ class Router:
         if deployment.model not in {m.id for m in self._catalogue.models()}:
             raise UnknownModelError(self._unknown(model))
         saved = await self._store.commit(selections.save, route, deployment.model, by, time.time())
+        self._last_read[route] = (saved,)
         self._selections.set(route, (saved,))
         self.version += 1
         return saved
@@ -141,8 +153,8 @@ class Router:
 
         names = [m.id for m in self._catalogue.models()] + [*self._routes, DEFAULT]
         near = difflib.get_close_matches(model, names, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"no model {model}{hint} See /v1/models."
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"there is no model {model}; {hint}see /v1/models"
 
     def _members(self, route: str) -> list[Deployment]:
         """The chosen model, then the fallbacks that may follow it."""

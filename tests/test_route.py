@@ -126,6 +126,19 @@ def test_choosing_is_durable_and_checked(play: Any, store: Store) -> None:
     play(act, cloud(), local())
 
 
+def test_a_choice_outlives_a_store_that_fails(play: Any, store: Store) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.router.choose("cloud/a", by="owner")
+        store.close()
+        scene.router.caches()["selections"].clear()  # as when their time has passed
+        assert scene.names("default") == ["cloud/a"]
+        # What was never read is not known, and is not guessed.
+        with pytest.raises(ServiceUnavailableError):
+            scene.router.chosen("other")
+
+    play(act, Listed("cloud", "a"))
+
+
 def test_a_choice_made_elsewhere_arrives(play: Any, store: Store) -> None:
     async def act(scene: Scene) -> None:
         assert scene.router.chosen() is None

@@ -43,7 +43,7 @@ class ModelsEndpoint:
                 param="model",
             )
         if not ids:
-            raise UnknownModelError(f"no model {name}. See /v1/models.")
+            raise UnknownModelError(f"there is no model {name}; see /v1/models")
         await self.show(exchange, ids[0])
 
     def _listed(self) -> list[dict[str, Any]]:
