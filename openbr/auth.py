@@ -60,8 +60,11 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     content_encoding: str | None = None
     cache_control: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Head(host={self.host!r})"  # the others may be secrets
 
-_HOST, _KEY = 0, 4  # places in a Head
+
+_HOST, _KEY, _CACHE_CONTROL = 0, 4, 8  # places in a Head
 _WANTED = {
     b"host": _HOST,
     b"origin": 1,
@@ -70,7 +73,7 @@ _WANTED = {
     b"cookie": 5,
     b"content-length": 6,
     b"content-encoding": 7,
-    b"cache-control": 8,
+    b"cache-control": _CACHE_CONTROL,
 }
 
 
@@ -83,9 +86,13 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> Head:
     for name, value in headers:
         place = _WANTED.get(name)
         if place is not None:
-            if place == _HOST and found[_HOST] is not None:
-                raise WrongHostError("two Host headers")
-            found[place] = value.decode("latin-1")
+            text, said = value.decode("latin-1"), found[place]
+            if said is not None:
+                if place == _HOST:
+                    raise WrongHostError("two Host headers")
+                if place == _CACHE_CONTROL:
+                    text = f"{said}, {text}"  # one list on two lines (RFC 9110, section 5.3)
+            found[place] = text
         elif name == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":

@@ -40,6 +40,18 @@ def run(act: Any) -> None:
     asyncio.run(act())
 
 
+def test_a_head_does_not_show_its_secrets() -> None:
+    head = read_head(
+        [(b"host", b"a"), (b"authorization", b"Bearer sk-canary"), (b"cookie", b"s=canary")]
+    )
+    assert head.key == "sk-canary" and "canary" not in repr(head)
+
+
+def test_two_lines_of_cache_control_are_one_list() -> None:
+    head = read_head([(b"cache-control", b"no-store"), (b"cache-control", b"max-age=5")])
+    assert head.cache_control == "no-store, max-age=5"
+
+
 def test_one_extractor_for_both_key_headers() -> None:
     assert read_head([(b"authorization", b"Bearer sk-1")]).key == "sk-1"
     assert read_head([(b"authorization", b"bearer  sk-1 ")]).key == "sk-1"

@@ -20,7 +20,7 @@ from openbr import ultra
 from openbr.cache.control import find_max_age
 from openbr.cache.flight import Flight, FlightName, FlightStream
 from openbr.cache.kept import OVERHEAD_BYTES, KeptAnswer
-from openbr.cache.key import request_key
+from openbr.cache.key import has_repeated_names, request_key
 from openbr.config import CacheConfig
 from openbr.errors import ServiceUnavailableError, UpstreamProtocolError
 from openbr.providers.base import ChatStream, Completion
@@ -94,6 +94,8 @@ class ResponseCache:
         if self._mode == "off" or not (request.is_deterministic or self._mode == "all"):
             return None
         if request.cache_control is not None and find_max_age(request.cache_control) is None:
+            return None
+        if self._is_shared and has_repeated_names(request.fields):
             return None
         scope = _SHARED if self._is_shared else caller.key_id
         return request_key(OPENAI_CHAT, deployment.model, scope, request.fields)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openbr.api.chat import parse_request
 from openbr.cache.control import find_max_age
 from openbr.cache.key import LEFT_OUT, request_key
 from tests.cache.fakes import ANA, BIA, ELSEWHERE, HERE, NOBODY, make_cache, make_request
@@ -171,6 +172,23 @@ def test_callers_do_not_share_unless_the_operator_says_so() -> None:
     assert len({shared.key(request, caller, HERE) for caller in callers}) == 1
     assert own.key(request, ANA, HERE) == make_cache().key(request, ANA, HERE)
     assert own.key(request, NOBODY, HERE) != shared.key(request, NOBODY, HERE)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        '{"role":"user","content":"mine","content":"yours"}',
+        '{"role":"user","content":[{"type":"text","text":"mine","\\u0074ext":"yours"}]}',
+    ],
+)
+def test_a_name_said_twice_inside_is_not_shared(inside: str) -> None:
+    """An upstream that takes the first would answer "mine" where the key stands for "yours"."""
+    body = f'{{"model":"m","temperature":0,"messages":[{inside}]}}'.encode()
+    request = parse_request(body)
+    assert make_cache(scope="shared").key(request, ANA, HERE) is None
+    assert make_cache().key(request, ANA, HERE) is not None
+    sound = parse_request(body.replace(b'"content":"mine",', b"").replace(b'"text":"mine",', b""))
+    assert make_cache(scope="shared").key(sound, ANA, HERE) is not None
 
 
 def test_the_served_deployment_takes_the_place_of_the_name() -> None:
