@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from openbr.providers.openai_wire import SOUND
+from openbr.providers.openai_wire import SOUND, encode_usage
 from openbr.records import Usage
 
 Tree = dict[str, Any]
@@ -106,15 +106,7 @@ def is_usage_event(payload: bytes) -> bool:
 
 def encode_usage_event(event: bytes, usage: Usage) -> bytes:
     """The event that tells the usage, for a stream that began with `event` and did not bring it."""
-    first = next(payloads(event), b"{}")
-    counts: Tree = {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-    }
-    if usage.cached_tokens:
-        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
-    return _event({**_head_of(_decode_fields(first)), "choices": [], "usage": counts})
+    return b"data: %b\n\n" % encode_usage(next(payloads(event), b"{}"), usage)
 
 
 # Body -> events.
