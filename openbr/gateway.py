@@ -18,18 +18,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
 from openbr.cache import ResponseCache
 from openbr.catalogue import Catalogue
 from openbr.errors import OpenbrError, UpstreamError
-from openbr.providers.base import ChatStream, Completion
+from openbr.providers.base import ChatStream, Completion, Provider
 from openbr.records import Answer, Caller, ChatRequest, Deployment, Plan
 from openbr.route import Router
 from openbr.usage import UsageLog, UsageRecord
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result", ChatStream, Completion)
+_Ask = Callable[[Provider, ChatRequest, Deployment], Awaitable[_Result]]
 
 CLIENT_LEFT = 499
 """The status of a request whose caller left before its answer began."""
@@ -54,12 +59,12 @@ class Gateway:
             first = plan.deployments[0]
             key = self._cache.key(request, caller, first)
             if key is None:
-                stream = await self._open(walk, plan)
+                stream = await self._ask(walk, plan, _open)
             else:
                 # The usage is asked for whoever may join, or come later.
                 walk.request = msgspec.structs.replace(request, include_usage=True)
                 stream = await self._cache.chat(
-                    key, request, first, lambda: self._open(walk, plan), plan.deployments[1:]
+                    key, request, first, lambda: self._ask(walk, plan, _open), plan.deployments[1:]
                 )
         except BaseException as exc:
             walk.fail(exc)
@@ -75,10 +80,10 @@ class Gateway:
             first = plan.deployments[0]
             key = self._cache.key(request, caller, first)
             if key is None:
-                completion = await self._get(walk, plan)
+                completion = await self._ask(walk, plan, _get)
             else:
                 completion = await self._cache.complete(
-                    key, request, first, lambda: self._get(walk, plan), plan.deployments[1:]
+                    key, request, first, lambda: self._ask(walk, plan, _get), plan.deployments[1:]
                 )
         except BaseException as exc:
             walk.fail(exc)
@@ -87,30 +92,17 @@ class Gateway:
         walk.end("ok")
         return completion
 
-    async def _open(self, walk: Walk, plan: Plan) -> ChatStream:
+    async def _ask(self, walk: Walk, plan: Plan, ask: _Ask[_Result]) -> _Result:
         for deployment in plan.deployments:
             walk.ask(deployment)
             provider = self._catalogue.adapter(deployment.provider)
             try:
-                stream = await provider.open_chat(walk.request, deployment)
+                result = await ask(provider, walk.request, deployment)
             except UpstreamError as exc:
                 self._step_around(walk, plan, exc)
             else:
-                stream.answer.fallback = walk.fallback
-                return stream
-        raise AssertionError("a plan is never empty")
-
-    async def _get(self, walk: Walk, plan: Plan) -> Completion:
-        for deployment in plan.deployments:
-            walk.ask(deployment)
-            provider = self._catalogue.adapter(deployment.provider)
-            try:
-                completion = await provider.complete_chat(walk.request, deployment)
-            except UpstreamError as exc:
-                self._step_around(walk, plan, exc)
-            else:
-                completion.answer.fallback = walk.fallback
-                return completion
+                result.answer.fallback = walk.fallback
+                return result
         raise AssertionError("a plan is never empty")
 
     def _step_around(self, walk: Walk, plan: Plan, failure: UpstreamError) -> None:
@@ -229,6 +221,14 @@ class RecordedStream(ChatStream):
         walk, self._walk = self._walk, None
         if walk is not None:
             walk.end(self._outcome, error=self._error)
+
+
+def _open(p: Provider, request: ChatRequest, deployment: Deployment) -> Awaitable[ChatStream]:
+    return p.open_chat(request, deployment)
+
+
+def _get(p: Provider, request: ChatRequest, deployment: Deployment) -> Awaitable[Completion]:
+    return p.complete_chat(request, deployment)
 
 
 def reason_of(exc: OpenbrError) -> str:

@@ -2,7 +2,7 @@
 
 In: nothing. Out: records. A dict crosses no room boundary; these do. Those that are made at every
 request are msgspec's structs: made in a quarter of a dataclass's time, and imported in less. Where
-each request makes one, it is made by position: a name costs 60 ns.
+each request makes one, it is made by position: 18 names take 1.5 µs where 18 places take 0.14.
 """
 
 from __future__ import annotations

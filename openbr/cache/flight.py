@@ -6,7 +6,7 @@ leave like any other; when the last one leaves, the upstream is let go at once; 
 each of them as an exception of its own, and nobody asks again; nothing is lost to a slow reader.
 
 Theory of operation. The first caller opens the call in its own task; a task of the flight's own
-would cost every answer 6 µs for the sake of the few that are joined. When that caller leaves while
+would cost every answer 4 µs for the sake of the few that are joined. When that caller leaves while
 others wait, its task is spared: it goes on for them, with nobody to write to. Only where a task is
 cancelled by somebody who does not ask, the call is made again. After the opening, whoever has read
 everything asks the upstream for more, and those who come meanwhile wait for that one. If it is

@@ -105,7 +105,7 @@ class LocalProvider(Provider):
         return self._library.find(upstream_model) is not None
 
     async def fetch_models(self) -> tuple[Model, ...]:
-        self._refuseunavailable()
+        self._refuse_unavailable()
         return tuple(
             Model(
                 provider=self.name,
@@ -149,7 +149,7 @@ class LocalProvider(Provider):
 
     async def _lease(self, name: str) -> Worker:
         """A child that serves this model; `_release` it. Raises: UpstreamError."""
-        self._refuseunavailable()
+        self._refuse_unavailable()
         file = self._library.find(name)
         if file is None:
             raise unavailable(f"there is no local model {name}: run `openbr models list`")
@@ -256,7 +256,7 @@ class LocalProvider(Provider):
             logger.info("%s was idle: its process %s ends", worker.file.name, worker.pid)
             self._unloading = asyncio.get_running_loop().create_task(worker.kill())
 
-    def _refuseunavailable(self) -> None:
+    def _refuse_unavailable(self) -> None:
         if (reason := self.available()) is not None:
             raise unavailable(reason)
 
